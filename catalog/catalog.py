@@ -1,0 +1,76 @@
+"""The catalog as Python users meet it: `catalog.connect(url).sql(...)`."""
+
+from typing import Any
+
+from catalog import publishing, schema, sql
+from catalog.database import Database
+from catalog.errors import HeadsError
+from catalog.settings import Settings
+
+
+class Catalog:
+    """A catalog database whose schema is this release's."""
+
+    def __init__(self, database: Database) -> None:
+        """Wrap a database; `connect` is the usual way to one."""
+        self.database = database
+
+    def __repr__(self) -> str:
+        return f"<Catalog {self.database.name}>"
+
+    def sql(self, query: str, /, **parameters: Any) -> sql.Result:
+        """Ask the catalog a question in SQL.
+
+        Args:
+            query: One reading statement over the views `models`, `heads`, `metrics`, `scores`,
+                `labels`, `runs` and `score_runs`.
+            parameters: Values for `:name` in the query.
+
+        Returns:
+            A result that gives `.arrow()`, `.polars()`, `.pandas()` or `.rows()`.
+
+        Raises:
+            QueryError: If the query writes, is not one statement, or fails.
+            LockedError: If another process kept a DuckDB file for too long.
+        """
+        with self.database.reading() as connection:
+            return sql.run(connection, query, parameters)
+
+
+def connect(url: str | None = None, *, create: bool = False) -> Catalog:
+    """Open a catalog.
+
+    Args:
+        url: `duckdb:///FILE` or `postgresql+psycopg://...`; by default what
+            `HEADS_DATABASE_URL` says, or `heads.duckdb` in the working directory.
+        create: Make the tables where there are none yet.
+
+    Raises:
+        SchemaError: If there is no catalog, or its schema is older or newer than this release's.
+    """
+    settings = Settings()
+    database = Database(url or settings.database_url, lock_timeout=settings.lock_timeout)
+    if create and _is_empty(database):
+        schema.upgrade(database)
+    with database.reading() as connection:
+        schema.require_current(connection, database.name)
+    _reap(database)
+    return Catalog(database)
+
+
+def _is_empty(database: Database) -> bool:
+    if not database.exists:
+        return True
+    with database.reading() as connection:
+        return schema.current(connection) is None
+
+
+def _reap(database: Database) -> None:
+    """Set right the runs of killed processes; a reader who may not write leaves them."""
+    try:
+        publishing.reap(database)
+    except HeadsError:
+        raise
+    except Exception as error:  # noqa: BLE001 - reading must work with any lack of rights
+        if "read" not in str(error).lower() and "permission" not in str(error).lower():
+            raise

@@ -1,0 +1,228 @@
+"""Engines and connections: one read side, one write side, and the lock between them.
+
+A DuckDB file is open either for writing in one process or for reading in any number, and the
+default connection pool would keep it so for the life of the process. Hence no pool, a connection
+per piece of work, and a readers-writer lock in a file beside the database that lets processes
+wait for each other instead of failing.
+"""
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.orm import Session
+
+from catalog.errors import LockedError, MissingExtraError, SchemaError, UsageError
+
+_READ_ONLY: dict[str, Any] = {
+    # A reader of the catalog has no business with other files, and says so to DuckDB once, here.
+    "enable_external_access": "false",
+    "autoload_known_extensions": "false",
+    "autoinstall_known_extensions": "false",
+    "python_enable_replacements": "false",
+    "temp_directory": "",
+    "lock_configuration": "true",
+}
+_HOLDER = re.compile(r"held in (?P<program>.+?) \(PID (?P<pid>\d+)\)")
+
+
+class Database:
+    """Connections to one catalog database."""
+
+    def __init__(self, url: str, *, lock_timeout: float) -> None:
+        """Prepare engines; nothing is opened yet.
+
+        Args:
+            url: SQLAlchemy URL, `duckdb:///FILE` or `postgresql+psycopg://...`.
+            lock_timeout: Seconds to wait for a DuckDB file in use elsewhere.
+
+        Raises:
+            UsageError: If the URL is malformed or of another database.
+        """
+        self.url = _parse(url)
+        self.lock_timeout = lock_timeout
+
+    @property
+    def is_duckdb(self) -> bool:
+        return self.url.get_backend_name() == "duckdb"
+
+    @property
+    def path(self) -> Path | None:
+        """The DuckDB file; None on a server."""
+        return Path(self.url.database or "") if self.is_duckdb else None
+
+    @property
+    def name(self) -> str:
+        """What messages call this database: never with its password."""
+        return str(self.path) if self.path else self.url.render_as_string(hide_password=True)
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is anything to open; a server is taken to be there."""
+        return self.path is None or self.path.exists()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A connection that cannot write.
+
+        Raises:
+            SchemaError: If there is no such DuckDB file.
+            LockedError: If another process kept the file for longer than `lock_timeout`.
+        """
+        if not self.exists:
+            raise SchemaError(
+                f"there is no catalog at {self.name}; "
+                "make one with `heads db upgrade` or fill one with `heads ingest MODEL`"
+            )
+        with self._connect(writable=False) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A connection that may write, within no transaction yet.
+
+        Raises:
+            LockedError: If other processes kept the file for longer than `lock_timeout`.
+        """
+        with self._connect(writable=True) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def read_session(self) -> Iterator[Session]:
+        with self.reading() as connection, Session(connection) as session:
+            yield session
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Session]:
+        """A session whose work becomes visible as a whole at the end, or not at all."""
+        with self.writing() as connection, Session(connection) as session, session.begin():
+            yield session
+
+    @contextlib.contextmanager
+    def _connect(self, *, writable: bool) -> Iterator[Connection]:
+        engine = self._engine(writable=writable)
+        try:
+            if not self.is_duckdb:
+                with _server_connection(engine, self.name) as connection:
+                    yield connection
+                return
+            started = time.monotonic()
+            with self._file_lock(writable=writable):
+                patience = self.lock_timeout - (time.monotonic() - started)
+                with self._open_file(engine, patience) as connection:
+                    yield connection
+        finally:
+            engine.dispose()
+
+    def _engine(self, *, writable: bool) -> Engine:
+        if self.is_duckdb:
+            arguments = {} if writable else {"read_only": True, "config": _READ_ONLY}
+            return create_engine(self.url, poolclass=NullPool, connect_args=arguments)
+        options = "-c timezone=UTC" + ("" if writable else " -c default_transaction_read_only=on")
+        try:
+            # Prepared from the first time on: PostgreSQL prepares single statements only.
+            arguments = {"options": options, "prepare_threshold": 0}
+            return create_engine(self.url, poolclass=NullPool, connect_args=arguments)
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(
+                f"{self.name} needs the package {error.name}; "
+                "install it with `pip install 'head-catalog[postgresql]'`"
+            ) from error
+
+    @contextlib.contextmanager
+    def _file_lock(self, *, writable: bool) -> Iterator[None]:
+        assert self.path is not None  # noqa: S101 - narrows the type
+        beside = self.path.with_name(self.path.name + ".lock")
+        if not writable and not os.access(beside.parent, os.W_OK):
+            yield  # nobody writes in a folder that is read-only
+            return
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        # One lock object each time: threads of one process wait for each other like processes do.
+        lock = filelock.ReadWriteLock(beside, is_singleton=False)
+        acquire = lock.acquire_write if writable else lock.acquire_read
+        try:
+            acquire(timeout=self.lock_timeout)
+        except filelock.Timeout:
+            raise self._locked(_holder_of(self.path)) from None
+        try:
+            yield
+        finally:
+            lock.release()
+            lock.close()
+
+    def _open_file(self, engine: Engine, patience: float) -> Connection:
+        """Open the file; wait also for programs that know nothing of our lock."""
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return engine.connect()
+            except DBAPIError as error:
+                text = str(error.orig)
+                if "Could not set lock" not in text and "different configuration" not in text:
+                    raise SchemaError(
+                        f"{self.name} cannot be opened as a DuckDB file: {text.splitlines()[0]}"
+                    ) from error
+                if time.monotonic() > deadline:
+                    raise self._locked(_holder_in(text)) from None
+                time.sleep(0.05)
+
+    def _locked(self, holder: str) -> LockedError:
+        return LockedError(
+            f"{self.name} was in use by {holder} for all of {self.lock_timeout:g} s; "
+            "end that program or wait for it, or raise HEADS_LOCK_TIMEOUT"
+        )
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise UsageError(
+            f"{url!r} is no database URL; expected duckdb:///FILE or postgresql+psycopg://..."
+        ) from None
+    if parsed.get_backend_name() == "duckdb":
+        if not parsed.database or parsed.database == ":memory:":
+            raise UsageError(
+                f"{url!r} names no file; a catalog in memory would be gone when the command ends, "
+                "so give duckdb:///FILE"
+            )
+        return parsed
+    if parsed.drivername in {"postgresql", "postgresql+psycopg"}:
+        return parsed.set(drivername="postgresql+psycopg")
+    raise UsageError(
+        f"{parsed.drivername!r} is not supported; "
+        "use duckdb:///FILE or postgresql+psycopg://USER@HOST/DATABASE"
+    )
+
+
+def _server_connection(engine: Engine, name: str) -> Connection:
+    try:
+        return engine.connect()
+    except NoSuchModuleError as error:
+        raise UsageError(str(error)) from error
+    except DBAPIError as error:
+        reason = str(error.orig).strip().splitlines()[0]
+        raise SchemaError(f"{name} cannot be reached: {reason}") from error
+
+
+def _holder_in(text: str) -> str:
+    match = _HOLDER.search(text)
+    return f"{match['program']} (process {match['pid']})" if match else "another connection"
+
+
+def _holder_of(path: Path) -> str:
+    """Who has the file open; DuckDB knows, and says so when asked for it."""
+    import duckdb  # noqa: PLC0415 - on the way to an error only
+
+    try:
+        duckdb.connect(path, read_only=path.exists()).close()
+    except duckdb.Error as error:
+        return _holder_in(str(error))
+    return "other readers"

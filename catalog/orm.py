@@ -1,0 +1,264 @@
+"""The catalog's tables.
+
+Tables are named in the singular; the stable views over them, which users query, in the plural
+(`models`, `heads`, `scores` ...; see the README). Two facts about DuckDB shape this file:
+its foreign keys refuse ordinary updates, so they exist on PostgreSQL only (see
+`catalog.dialects`), and a primary key on the fact table would cost more than it gives.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Double,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Table,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+POSTGRESQL_ONLY = {"dialects": ("postgresql",)}
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING)
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own idiom
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSON,
+        float: Double,
+        str: String,
+    }
+
+
+class Model(Base):
+    """One revision of one language model; readers see the revision with `is_current`."""
+
+    __tablename__ = "model"
+    __table_args__ = (Index("uq_model_name_revision", "name", "revision", unique=True),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    revision: Mapped[str | None]
+    """Hub commit or content hash; NULL while the model is known by its layout only."""
+    architecture: Mapped[str | None]
+    n_layers: Mapped[int]
+    n_heads: Mapped[int]
+    n_kv_heads: Mapped[int | None]
+    d_model: Mapped[int | None]
+    d_head: Mapped[int | None]
+    vocab_size: Mapped[int | None]
+    n_params: Mapped[int | None] = mapped_column(BigInteger)
+    base_model: Mapped[str | None]
+    dtype: Mapped[str | None]
+    quantization: Mapped[str | None]
+    source: Mapped[str | None]
+    is_current: Mapped[bool]
+    added_at: Mapped[datetime]
+
+    heads: Mapped[list["Head"]] = relationship(back_populates="model")
+
+
+class Head(Base):
+    """One query head."""
+
+    __tablename__ = "head"
+    __table_args__ = (Index("uq_head_model_layer_head", "model_id", "layer", "head", unique=True),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("model.id"))
+    layer: Mapped[int]
+    head: Mapped[int]
+    kv_head: Mapped[int | None]
+
+    model: Mapped[Model] = relationship(back_populates="heads")
+
+
+class Metric(Base):
+    """A metric as declared in code; a parameter, where it has one, stands in brackets."""
+
+    __tablename__ = "metric"
+    __table_args__ = (Index("uq_metric_name", "name", unique=True),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    family: Mapped[str]
+    parameter: Mapped[str | None]
+    version: Mapped[int]
+    suite: Mapped[str]
+    unit: Mapped[str]
+    lower: Mapped[float | None]
+    upper: Mapped[float | None]
+    description: Mapped[str]
+    source: Mapped[str]
+
+
+class Probe(Base):
+    """An input of a suite: named, versioned, hashed."""
+
+    __tablename__ = "probe"
+    __table_args__ = (Index("uq_probe_name_content_hash", "name", "content_hash", unique=True),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    version: Mapped[int]
+    kind: Mapped[str]
+    content_hash: Mapped[str]
+    seed: Mapped[int | None]
+    description: Mapped[str]
+
+
+class Relation(Base):
+    """A relation of a probe that is a relation set."""
+
+    __tablename__ = "relation"
+
+    probe_id: Mapped[int] = mapped_column(
+        ForeignKey("probe.id"), primary_key=True, autoincrement=False
+    )
+    name: Mapped[str] = mapped_column(primary_key=True)
+    category: Mapped[str | None]
+    k: Mapped[int]
+    n_pairs: Mapped[int]
+    """Pairs in the set; how many a model's tokenizer can use stands in its run's notes."""
+
+
+class Run(Base):
+    """One execution of one suite on one model revision, with all its provenance."""
+
+    __tablename__ = "run"
+    __table_args__ = (Index("ix_run_model_id_suite", "model_id", "suite"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("model.id"))
+    suite: Mapped[str]
+    status: Mapped[str]
+    """`running`, `succeeded` or `failed`."""
+    params: Mapped[dict[str, Any]]
+    device: Mapped[str | None]
+    dtype: Mapped[str | None]
+    versions: Mapped[dict[str, Any]]
+    """Of the code, of the packages and of every metric measured."""
+    started_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+    seconds: Mapped[float | None]
+    peak_memory: Mapped[int | None] = mapped_column(BigInteger)
+    """Bytes: of the process, or of the device where it has its own memory."""
+    notes: Mapped[dict[str, Any] | None]
+    """What was skipped and why; counts of what was measured."""
+    error: Mapped[str | None]
+    host: Mapped[str]
+    pid: Mapped[int]
+    process_started: Mapped[float]
+    """Seconds since the epoch: with host and pid, tells a living process from its successor."""
+
+
+class RunProbe(Base):
+    """The probes of a run; readers see the run that has published a probe last."""
+
+    __tablename__ = "run_probe"
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id"), primary_key=True, autoincrement=False)
+    probe_id: Mapped[int] = mapped_column(
+        ForeignKey("probe.id"), primary_key=True, autoincrement=False
+    )
+    key: Mapped[str]
+    """Equal keys mean equal measurements: model revision, suite, metric versions, probe, dtype."""
+    is_published: Mapped[bool]
+
+
+class Score(Base):
+    """The published scores: one row per metric, head and probe. NULL is `undefined`."""
+
+    __tablename__ = "score"
+    __table_args__ = (
+        Index(
+            "uq_score_metric_head_probe",
+            "metric_id",
+            "head_id",
+            "probe_id",
+            unique=True,
+            info=POSTGRESQL_ONLY,
+        ).ddl_if(dialect="postgresql"),
+        Index("ix_score_value", "value", info=POSTGRESQL_ONLY).ddl_if(dialect="postgresql"),
+        {"postgresql_partition_by": "LIST (metric_id)"},
+    )
+    metric_id: Mapped[int] = mapped_column()
+    head_id: Mapped[int] = mapped_column()
+    probe_id: Mapped[int] = mapped_column()
+    run_id: Mapped[int] = mapped_column()
+    value: Mapped[float | None]
+
+    __mapper_args__ = {"primary_key": [metric_id, head_id, probe_id]}  # noqa: RUF012
+
+
+class ScoreHistory(Base):
+    """Scores of runs that a later run has replaced; same columns as `score`."""
+
+    __tablename__ = "score_history"
+
+    metric_id: Mapped[int] = mapped_column()
+    head_id: Mapped[int] = mapped_column()
+    probe_id: Mapped[int] = mapped_column()
+    run_id: Mapped[int] = mapped_column()
+    value: Mapped[float | None]
+
+    __mapper_args__ = {"primary_key": [metric_id, head_id, probe_id, run_id]}  # noqa: RUF012
+
+
+class Taxonomy(Base):
+    """A named set of labels, with the rules that assign them where there are any."""
+
+    __tablename__ = "taxonomy"
+    __table_args__ = (Index("uq_taxonomy_name", "name", unique=True),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    version: Mapped[int]
+    description: Mapped[str]
+    rules: Mapped[dict[str, Any] | None]
+
+
+class Label(Base):
+    __tablename__ = "label"
+    __table_args__ = (Index("uq_label_taxonomy_id_name", "taxonomy_id", "name", unique=True),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    taxonomy_id: Mapped[int] = mapped_column(ForeignKey("taxonomy.id"))
+    name: Mapped[str]
+    description: Mapped[str | None]
+
+
+class HeadLabel(Base):
+    """A label on a head; readers see those that are not retired."""
+
+    __tablename__ = "head_label"
+    __table_args__ = (Index("ix_head_label_head_id", "head_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    head_id: Mapped[int] = mapped_column(ForeignKey("head.id"))
+    label_id: Mapped[int] = mapped_column(ForeignKey("label.id"))
+    source: Mapped[str]
+    """`rule`, `human`, `model` or `published`."""
+    confidence: Mapped[float | None]
+    reason: Mapped[str | None]
+    """The rule that gave it, or who did."""
+    run_id: Mapped[int | None] = mapped_column(ForeignKey("run.id"))
+    added_at: Mapped[datetime]
+    retired_at: Mapped[datetime | None]
+
+
+def table(entity: type[Base]) -> Table:
+    """The Core table of a mapped class, typed as what it is."""
+    mapped = entity.__table__
+    assert isinstance(mapped, Table)  # noqa: S101 - narrows the type; all our classes map tables
+    return mapped

@@ -1,0 +1,393 @@
+"""The life of a run: begun, then published as a whole or failed with its reason.
+
+Nothing that a reader sees changes before `publish` commits. The replaced run's scores move to
+`score_history` in that same transaction, so readers see one run or the other, never a mixture.
+"""
+
+import math
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import psutil
+import pyarrow as pa
+from sqlalchemy import Select, and_, delete, func, insert, literal, select, text, update
+from sqlalchemy.orm import Session
+
+from catalog import bulk
+from catalog.database import Database
+from catalog.declarations import (
+    Measurement,
+    MetricSpec,
+    ModelSpec,
+    ProbeSpec,
+    RunSpec,
+    TaxonomySpec,
+)
+from catalog.errors import ModelError
+from catalog.orm import (
+    Head,
+    HeadLabel,
+    Metric,
+    Model,
+    Probe,
+    Relation,
+    Run,
+    RunProbe,
+    Score,
+    ScoreHistory,
+    table,
+)
+from catalog.rules import apply_rules
+
+_CREATED_TIME_SLACK = 1.0
+
+
+def published_runs(database: Database, model: str, keys: Sequence[str]) -> dict[str, int]:
+    """Which of these measurements readers have already: key -> run id."""
+    with database.read_session() as session:
+        found = session.execute(
+            select(RunProbe.key, RunProbe.run_id)
+            .join(Run, Run.id == RunProbe.run_id)
+            .join(Model, Model.id == Run.model_id)
+            .where(
+                RunProbe.key.in_(keys),
+                RunProbe.is_published,
+                Model.is_current,
+                Model.name == model,
+            )
+        )
+        return {key: run_id for key, run_id in found}  # noqa: C416 - rows are no pairs to a type checker
+
+
+def begin(database: Database, spec: RunSpec) -> int:
+    """Write the run's row, so that even a killed run leaves its trace.
+
+    Returns:
+        The run's id.
+
+    Raises:
+        ModelError: If the model's name stands for something else in this catalog.
+    """
+    with database.transaction() as session:
+        _take_turn(session, spec.model.name)
+        model = _model_row(session, spec.model)
+        _sync_metrics(session, spec.metrics)
+        process = psutil.Process()
+        run = Run(
+            model_id=model.id,
+            suite=spec.suite,
+            status="running",
+            params=dict(spec.params),
+            device=spec.device,
+            dtype=spec.dtype,
+            versions=dict(spec.versions),
+            started_at=datetime.now(UTC),
+            host=platform.node(),
+            pid=process.pid,
+            process_started=process.create_time(),
+        )
+        session.add(run)
+        session.flush()
+        for key, probe in spec.keyed_probes.items():
+            probe_id = _probe_row(session, probe).id
+            session.add(RunProbe(run_id=run.id, probe_id=probe_id, key=key, is_published=False))
+        return run.id
+
+
+def publish(
+    database: Database,
+    run_id: int,
+    measurements: Sequence[Measurement],
+    *,
+    taxonomies: Sequence[TaxonomySpec] = (),
+    notes: Mapping[str, Any] | None = None,
+    peak_memory: int | None = None,
+) -> None:
+    """Make a run's scores, and the labels that follow from them, visible together.
+
+    Args:
+        database: Where the run was begun.
+        run_id: A run with status `running`.
+        measurements: Every metric on every probe of the run.
+        taxonomies: Those whose rules are applied to the model's published scores afterwards.
+        notes: What was skipped and why.
+        peak_memory: Bytes.
+
+    Raises:
+        ValueError: If the run is not running, a value is NaN or infinite, or a shape is wrong.
+    """
+    with database.transaction() as session:
+        run = session.get_one(Run, run_id)
+        model = session.get_one(Model, run.model_id)
+        _take_turn(session, model.name)
+        session.refresh(run)
+        if run.status != "running":
+            raise ValueError(f"run {run_id} cannot be published: it has {run.status} already")
+        heads = _head_ids(session, model)
+        _archive_replaced(session, run)
+        session.flush()
+        bulk.insert(
+            session.connection(),
+            table(Score),
+            _score_rows(session, run_id, model, heads, measurements),
+        )
+        _make_current(session, model)
+        finished = datetime.now(UTC)
+        run.status, run.finished_at = "succeeded", finished
+        run.seconds = (finished - run.started_at).total_seconds()
+        run.notes, run.peak_memory = (dict(notes) if notes else None), peak_memory
+        session.execute(update(RunProbe).where(RunProbe.run_id == run_id).values(is_published=True))
+        session.flush()
+        for taxonomy in taxonomies:
+            apply_rules(session, model.id, taxonomy, run_id)
+
+
+def fail(database: Database, run_id: int, reason: str) -> None:
+    """Close a run that came to nothing; readers go on seeing the previous one."""
+    with database.transaction() as session:
+        run = session.get_one(Run, run_id)
+        if run.status == "running":
+            _close(run, reason)
+
+
+def reap(database: Database) -> list[int]:
+    """Fail the runs whose process on this machine is gone; returns their ids."""
+    with database.read_session() as session:
+        dead = [run.id for run in session.scalars(_running_here()) if not _is_alive(run)]
+    for run_id in dead:
+        with database.transaction() as session:
+            run = session.get_one(Run, run_id)
+            if run.status == "running":
+                _close(run, f"process {run.pid} on {run.host} ended before the run (killed?)")
+    return dead
+
+
+def _take_turn(session: Session, model: str) -> None:
+    """Let runs of one model write one after the other; on DuckDB all writers do so anyway."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(func.hashtext(model))))
+
+
+def _running_here() -> Select[tuple[Run]]:
+    return select(Run).where(Run.status == "running", Run.host == platform.node())
+
+
+def _is_alive(run: Run) -> bool:
+    try:
+        started = psutil.Process(run.pid).create_time()
+    except psutil.NoSuchProcess:
+        return False
+    return abs(started - run.process_started) < _CREATED_TIME_SLACK
+
+
+def _close(run: Run, reason: str) -> None:
+    run.status, run.error = "failed", reason
+    run.finished_at = datetime.now(UTC)
+    run.seconds = (run.finished_at - run.started_at).total_seconds()
+
+
+def _model_row(session: Session, spec: ModelSpec) -> Model:
+    known = session.scalars(select(Model).where(Model.name == spec.name)).all()
+    for model in known:
+        if model.revision == spec.revision:
+            return model
+    for model in known:
+        if (model.n_layers, model.n_heads) != (spec.n_layers, spec.n_heads):
+            raise ModelError(
+                f"the catalog knows {spec.name} with {model.n_layers} layers of {model.n_heads} "
+                f"heads, and this one has {spec.n_layers} of {spec.n_heads}; "
+                "give it another name with --name"
+            )
+        if model.source is not None and model.source != spec.source:
+            raise ModelError(
+                f"the catalog has {spec.name} from {model.source}, and this one, from "
+                f"{spec.source}, has other contents; give it another name with --name"
+            )
+    model = Model(**vars(spec), is_current=False, added_at=datetime.now(UTC))
+    session.add(model)
+    session.flush()
+    return model
+
+
+def _sync_metrics(session: Session, specs: Sequence[MetricSpec]) -> None:
+    """Declared facts overwrite what is stored; a metric new to PostgreSQL gets its partition."""
+    known = {metric.name: metric for metric in session.scalars(select(Metric))}
+    for spec in specs:
+        facts = vars(spec) | {"name": spec.name}
+        if metric := known.get(spec.name):
+            for field, value in facts.items():
+                setattr(metric, field, value)
+            continue
+        metric = Metric(**facts)
+        session.add(metric)
+        session.flush()
+        if session.get_bind().dialect.name == "postgresql":
+            session.execute(
+                text(
+                    f"CREATE TABLE score_metric_{metric.id} "
+                    f"PARTITION OF score FOR VALUES IN ({metric.id})"
+                )
+            )
+
+
+def _probe_row(session: Session, spec: ProbeSpec) -> Probe:
+    probe = session.scalars(
+        select(Probe).where(Probe.name == spec.name, Probe.content_hash == spec.content_hash)
+    ).one_or_none()
+    if probe is None:
+        facts = {name: value for name, value in vars(spec).items() if name != "relations"}
+        probe = Probe(**facts)
+        session.add(probe)
+        session.flush()
+        session.add_all(
+            Relation(probe_id=probe.id, **vars(relation)) for relation in spec.relations
+        )
+    return probe
+
+
+def head_rows(model: ModelSpec | Model, model_id: int) -> list[dict[str, int | None]]:
+    """Rows of `head` for a model's layout; kv_head is None where the grouping is unknown."""
+    group = model.n_heads // model.n_kv_heads if model.n_kv_heads else None
+    return [
+        {
+            "model_id": model_id,
+            "layer": layer,
+            "head": head,
+            "kv_head": head // group if group else None,
+        }
+        for layer in range(model.n_layers)
+        for head in range(model.n_heads)
+    ]
+
+
+def _head_ids(session: Session, model: Model) -> dict[tuple[int, int], int]:
+    chosen = select(Head.layer, Head.head, Head.id).where(Head.model_id == model.id)
+    if session.execute(chosen.limit(1)).first() is None:
+        session.execute(insert(Head), head_rows(model, model.id))
+    return {(layer, head): head_id for layer, head, head_id in session.execute(chosen)}
+
+
+def _archive_replaced(session: Session, run: Run) -> None:
+    """Move to the history what this run's model, suite and probe names had published."""
+    names = select(Probe.name).join(RunProbe).where(RunProbe.run_id == run.id)
+    replaced = session.execute(
+        select(RunProbe.run_id, RunProbe.probe_id)
+        .join(Run, Run.id == RunProbe.run_id)
+        .join(Probe, Probe.id == RunProbe.probe_id)
+        .where(
+            Run.model_id == run.model_id,
+            Run.suite == run.suite,
+            RunProbe.is_published,
+            Probe.name.in_(names),
+        )
+    ).all()
+    of_suite = select(Metric.id).where(Metric.suite == run.suite)
+    of_model = select(Head.id).where(Head.model_id == run.model_id)
+    for old_run, probe in replaced:
+        # Metric and head narrow the rows to one partition range: neither database has an index
+        # on run_id, which would cost every write for the sake of this one query.
+        chosen = and_(
+            Score.metric_id.in_(of_suite),
+            Score.head_id.in_(of_model),
+            Score.run_id == old_run,
+            Score.probe_id == probe,
+        )
+        columns = [column.name for column in table(Score).columns]
+        session.execute(
+            insert(ScoreHistory).from_select(
+                columns, select(*(table(Score).c[name] for name in columns)).where(chosen)
+            )
+        )
+        session.execute(delete(Score).where(chosen))
+        session.execute(
+            update(RunProbe)
+            .where(RunProbe.run_id == old_run, RunProbe.probe_id == probe)
+            .values(is_published=False)
+        )
+
+
+def _score_rows(
+    session: Session,
+    run_id: int,
+    model: Model,
+    heads: Mapping[tuple[int, int], int],
+    measurements: Sequence[Measurement],
+) -> pa.Table:
+    metrics = {name: key for name, key in session.execute(select(Metric.name, Metric.id))}  # noqa: C416
+    probes = {
+        name: key
+        for name, key in session.execute(
+            select(Probe.name, Probe.id).join(RunProbe).where(RunProbe.run_id == run_id)
+        )
+    }
+    columns: dict[str, list[Any]] = {"metric_id": [], "head_id": [], "probe_id": [], "value": []}
+    # In order of metric, then head: DuckDB's zone maps then find one metric without an index.
+    for one in sorted(measurements, key=lambda one: metrics[one.metric]):
+        values = list(_checked(one, model))
+        columns["metric_id"] += [metrics[one.metric]] * len(values)
+        columns["head_id"] += [heads[place] for place, _ in values]
+        columns["probe_id"] += [probes[one.probe]] * len(values)
+        columns["value"] += [value for _, value in values]
+    columns["run_id"] = [run_id] * len(columns["value"])
+    integer, double = pa.int32(), pa.float64()
+    return pa.table(
+        {
+            name: pa.array(column, type=double if name == "value" else integer)
+            for name, column in columns.items()
+        }
+    )
+
+
+def _checked(one: Measurement, model: Model) -> Iterator[tuple[tuple[int, int], float | None]]:
+    shape = (len(one.values), {len(row) for row in one.values})
+    if shape != (model.n_layers, {model.n_heads}):
+        raise ValueError(
+            f"{one.metric} on {one.probe}: expected {model.n_layers} layers of {model.n_heads} "
+            f"heads, got {shape[0]} of {sorted(shape[1])}"
+        )
+    for layer, row in enumerate(one.values):
+        for head, value in enumerate(row):
+            if value is not None and not math.isfinite(value):
+                raise ValueError(
+                    f"{one.metric} on {one.probe} is {value} for L{layer}H{head}; "
+                    "an undefined score must be None"
+                )
+            yield (layer, head), value
+
+
+def _make_current(session: Session, model: Model) -> None:
+    """Let readers see this revision in place of the one before, with what people said of it."""
+    if model.is_current:
+        return
+    former = session.scalars(
+        select(Model).where(Model.name == model.name, Model.is_current)
+    ).one_or_none()
+    model.is_current = True
+    if former is None:
+        return
+    former.is_current = False
+    old, new = table(Head).alias("old"), table(Head).alias("new")
+    session.execute(
+        insert(HeadLabel).from_select(
+            ["head_id", "label_id", "source", "confidence", "reason", "added_at"],
+            select(
+                new.c.id,
+                HeadLabel.label_id,
+                HeadLabel.source,
+                HeadLabel.confidence,
+                HeadLabel.reason,
+                HeadLabel.added_at,
+            )
+            .select_from(HeadLabel)
+            .join(old, old.c.id == HeadLabel.head_id)
+            .join(new, and_(new.c.layer == old.c.layer, new.c.head == old.c.head))
+            .where(
+                old.c.model_id == former.id,
+                new.c.model_id == literal(model.id),
+                HeadLabel.source != "rule",
+                HeadLabel.retired_at.is_(None),
+            ),
+        )
+    )

@@ -1,0 +1,20 @@
+"""Attention to the token just before."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ingest.metrics._declare import Sequences, pattern_metric
+
+
+@pattern_metric(
+    name="previous_token",
+    version=1,
+    unit="attention probability",
+    range=(0.0, 1.0),
+    source="Voita et al. 2019, arXiv:1905.09418 (positional heads); mean over q >= 1 of P[q, q-1]",
+)
+def previous_token(
+    patterns: Float[Tensor, "batch head query key"], _sequences: Sequences
+) -> Float[Tensor, "batch head position"]:
+    """Mean attention from each query to the position before it."""
+    return patterns.diagonal(offset=-1, dim1=-2, dim2=-1)

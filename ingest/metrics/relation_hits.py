@@ -1,0 +1,24 @@
+"""Relation scores at fixed k, so that k can be changed in SQL."""
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ingest.metrics._declare import RankFunction, relation_metric
+
+DEPTHS = (1, 5, 10, 25)
+
+
+def _hits(depth: int) -> RankFunction:
+    def hits(ranks: Int[Tensor, "head pair"], _k: int) -> Float[Tensor, "head pair"]:
+        return (ranks < depth).double()
+
+    hits.__doc__ = f"Share of a relation's pairs whose target is among the {depth} largest logits."
+    return hits
+
+
+for _depth in DEPTHS:
+    relation_metric(
+        name=f"relation_hits_{_depth}",
+        version=1,
+        source="Elhelo and Geva 2024, arXiv:2412.11965 (section 3), k fixed",
+    )(_hits(_depth))

@@ -1,0 +1,1 @@
+"""What models are shown and asked: token sequences, texts and relations, each with a hash."""

@@ -1,0 +1,253 @@
+"""Token sequences that models run on: repeated random tokens, texts, and users' files."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from catalog.declarations import ProbeSpec
+from catalog.errors import InputError
+
+Kind = Literal["random_repeat", "text"]
+
+SEED = 0
+PERIOD = 64
+N_SEQUENCES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """What turns a probe into tokens of one model."""
+
+    tokenizer: PreTrainedTokenizerBase
+    size: int
+    """Rows of the embedding; the tokenizer may know fewer tokens, or more."""
+    context: int | None
+    """Longest sequence that the model's positions allow."""
+
+    @property
+    def bos(self) -> int | None:
+        token: int | None = self.tokenizer.bos_token_id
+        return token
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer puts its BOS token first by itself."""
+        return self.bos is not None and self.tokenizer("a").input_ids[:1] == [self.bos]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequences:
+    """Token ids, sequence by sequence, and what metrics may assume of them."""
+
+    tokens: list[list[int]]
+    bos: int
+    period: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceProbe:
+    """A named input whose tokens depend on the model's vocabulary."""
+
+    spec: ProbeSpec
+    encode: Callable[[Vocabulary], Sequences]
+    ignored: tuple[str, ...] = ()
+    """What the file asks for and this release does not measure."""
+
+
+def shipped(vocabulary: Vocabulary) -> list[SequenceProbe]:
+    """The project's probes: as the tokenizer does it, and with its BOS token the other way round.
+
+    Attention depends on whether a BOS token stands first, so both ways are kept where the
+    vocabulary has one: `random_repeat` and `plain`, and beside them either `..._bos` or
+    `..._no_bos`.
+    """
+    adds = vocabulary.adds_bos
+    probes = [_random_repeat("random_repeat", bos=adds), _plain("plain", bos=adds)]
+    if vocabulary.bos is not None:
+        suffix = "no_bos" if adds else "bos"
+        probes.append(_random_repeat(f"random_repeat_{suffix}", bos=not adds))
+        probes.append(_plain(f"plain_{suffix}", bos=not adds))
+    return probes
+
+
+def _random_repeat(name: str, *, bos: bool) -> SequenceProbe:
+    facts = {"period": PERIOD, "sequences": N_SEQUENCES, "seed": SEED, "bos": bos}
+
+    def encode(vocabulary: Vocabulary) -> Sequences:
+        ordinary = _ordinary_tokens(vocabulary)
+        generator = torch.Generator().manual_seed(SEED)
+        first = [vocabulary.bos] if bos and vocabulary.bos is not None else []
+        tokens = []
+        for _ in range(N_SEQUENCES):
+            chosen = torch.randperm(len(ordinary), generator=generator)[:PERIOD]
+            block = [ordinary[index] for index in chosen.tolist()]
+            tokens.append(first + block + block)
+        return Sequences(tokens=tokens, bos=len(first), period=PERIOD)
+
+    return SequenceProbe(
+        spec=ProbeSpec(
+            name=name,
+            kind="random_repeat",
+            content_hash=_hash(json.dumps(facts, sort_keys=True)),
+            seed=SEED,
+            description=f"{N_SEQUENCES} sequences of {PERIOD} distinct random tokens, said twice"
+            + (", after a BOS token" if bos else ""),
+        ),
+        encode=encode,
+    )
+
+
+def _plain(name: str, *, bos: bool) -> SequenceProbe:
+    text = (files("ingest.probes") / "data" / "plain.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line)["text"] for line in text.splitlines()]
+
+    def encode(vocabulary: Vocabulary) -> Sequences:
+        first = [vocabulary.bos] if bos and vocabulary.bos is not None else []
+        room = (vocabulary.context or 1 << 30) - len(first)
+        tokens = [
+            first + vocabulary.tokenizer(line, add_special_tokens=False).input_ids[:room]
+            for line in lines
+        ]
+        return Sequences(tokens=tokens, bos=len(first), period=None)
+
+    return SequenceProbe(
+        spec=ProbeSpec(
+            name=name,
+            kind="text",
+            content_hash=_hash(json.dumps([lines, bos])),
+            description=f"{len(lines)} short English texts"
+            + (", after a BOS token" if bos else ""),
+        ),
+        encode=encode,
+    )
+
+
+def _ordinary_tokens(vocabulary: Vocabulary) -> list[int]:
+    """Tokens that text is made of: no special or added ones, none without an embedding."""
+    tokenizer = vocabulary.tokenizer
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    ordinary = [i for i in range(min(len(tokenizer), vocabulary.size)) if i not in special]
+    if len(ordinary) < PERIOD:
+        raise InputError(
+            f"the tokenizer has {len(ordinary)} ordinary tokens; random_repeat needs {PERIOD}"
+        )
+    return ordinary
+
+
+def from_file(path: Path) -> SequenceProbe:
+    """A user's probe: JSONL, one sequence a line, under the file's stem.
+
+    Each line is `{"tokens": [ids]}`, used as they are, or `{"text": "..."}`, tokenized as the
+    tokenizer does by default, or `{"messages": [...]}`, through its chat template. A first line
+    `{"probe": {"kind": "random_repeat" | "text", "period": 64, "bos": 0 | 1}}` says what metrics
+    may assume.
+
+    Raises:
+        InputError: At the first line that cannot be used, named by its number.
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    lines = [
+        (number, _object(line, f"{path}, line {number}"))
+        for number, line in enumerate(content.splitlines(), start=1)
+        if line.strip()
+    ]
+    header = lines.pop(0)[1]["probe"] if lines and "probe" in lines[0][1] else {}
+    kind, period, bos = _header(header, path)
+    if not lines:
+        raise InputError(f"{path} holds no sequence; expected one a line")
+
+    def encode(vocabulary: Vocabulary) -> Sequences:
+        tokens = [_tokens(line, f"{path}, line {n}", vocabulary) for n, line in lines]
+        sequences = Sequences(tokens=tokens, bos=bos, period=period)
+        if period is not None:
+            _require_repeated(sequences, path)
+        return sequences
+
+    with_classes = any("classes" in line for _, line in lines)
+    return SequenceProbe(
+        spec=ProbeSpec(
+            name=path.stem,
+            kind=kind,
+            content_hash=_hash(content),
+            description=f"{len(lines)} sequences of a user",
+        ),
+        encode=encode,
+        ignored=("classes",) if with_classes else (),
+    )
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: expected an object with tokens, text or messages")
+    return content
+
+
+def _header(header: object, path: Path) -> tuple[Kind, int | None, int]:
+    facts = header if isinstance(header, dict) else {}
+    kind, period, bos = facts.get("kind", "text"), facts.get("period"), facts.get("bos", 0)
+    if kind not in {"random_repeat", "text"}:
+        raise InputError(f"{path}: kind is {kind!r}; expected random_repeat or text")
+    if bos not in {0, 1}:
+        raise InputError(f"{path}: bos is {bos!r}; expected 0 or 1")
+    if kind == "text":
+        return "text", None, bos
+    if not isinstance(period, int) or period < 1:
+        raise InputError(f"{path}: random_repeat needs a period, a whole number; got {period!r}")
+    return "random_repeat", period, bos
+
+
+def _tokens(line: dict[str, Any], where: str, vocabulary: Vocabulary) -> list[int]:
+    if "tokens" in line:
+        tokens = line["tokens"]
+        if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
+            raise InputError(f"{where}: expected tokens to be a list of whole numbers")
+        outside = [token for token in tokens if not 0 <= token < vocabulary.size]
+        if outside:
+            raise InputError(
+                f"{where}: token {outside[0]} is not in the vocabulary of {vocabulary.size}"
+            )
+    elif isinstance(line.get("text"), str):
+        tokens = vocabulary.tokenizer(line["text"]).input_ids
+    elif isinstance(line.get("messages"), list):
+        if not vocabulary.tokenizer.chat_template:
+            raise InputError(f"{where}: has messages, and the tokenizer has no chat template")
+        tokens = vocabulary.tokenizer.apply_chat_template(line["messages"], return_dict=False)
+    else:
+        raise InputError(f"{where}: expected tokens, text or messages")
+    if len(tokens) < 2:  # noqa: PLR2004 - one token attends to itself alone
+        raise InputError(f"{where}: has {len(tokens)} tokens; a pattern needs at least 2")
+    if vocabulary.context is not None and len(tokens) > vocabulary.context:
+        raise InputError(
+            f"{where}: has {len(tokens)} tokens; the model's context is {vocabulary.context}"
+        )
+    return list(tokens)
+
+
+def _require_repeated(sequences: Sequences, path: Path) -> None:
+    assert sequences.period is not None  # noqa: S101 - narrows the type
+    for number, tokens in enumerate(sequences.tokens, start=1):
+        block = tokens[sequences.bos :]
+        first, second = block[: sequences.period], block[sequences.period :]
+        if first != second:
+            raise InputError(
+                f"{path}, sequence {number}: expected {sequences.bos} BOS and a block of "
+                f"{sequences.period} tokens twice; got {len(tokens)} tokens that are not that"
+            )
+
+
+def _hash(content: str) -> str:
+    return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"

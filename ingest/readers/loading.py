@@ -1,0 +1,247 @@
+"""Loading a verified checkpoint with transformers."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+import transformers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from catalog.declarations import ModelSpec
+from catalog.errors import ModelError, UsageError
+from ingest.readers.architectures import layout
+from ingest.readers.source import Source
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedModel:
+    """A checkpoint whose tokenizer is loaded and whose weights can be."""
+
+    source: Source
+    folder: Path
+    arguments: dict[str, Any]
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model ready to run, in evaluation mode, its weights all finite."""
+
+    source: Source
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+
+def choose_device(asked: str) -> str:
+    """`auto` means CUDA where there is one.
+
+    Raises:
+        UsageError: If CUDA is asked for and there is none.
+    """
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device {asked}: this machine has no CUDA device; use --device cpu")
+    if asked != "cpu" and not asked.startswith("cuda"):
+        raise UsageError(f"--device {asked} is unknown; expected auto, cpu or cuda")
+    return asked
+
+
+def choose_dtype(asked: str, device: str) -> str:
+    """`auto` means float32 on a CPU and bfloat16 on a GPU.
+
+    Raises:
+        UsageError: If the name is unknown.
+    """
+    if asked == "auto":
+        return "float32" if device == "cpu" else "bfloat16"
+    if asked not in DTYPES:
+        raise UsageError(f"--dtype {asked} is unknown; expected auto, {', '.join(DTYPES)}")
+    return asked
+
+
+def read_config(source: Source) -> PreTrainedConfig:
+    """A checkpoint's configuration.
+
+    Raises:
+        ModelError: If it cannot be read, or the architecture is not a supported decoder.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source.folder, **source.arguments)
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelError(
+            f"the configuration of {source.name} cannot be read: {str(error).splitlines()[0]}"
+        ) from error
+    layout(config.model_type, source.name)
+    return config
+
+
+def model_spec(source: Source, config: PreTrainedConfig, *, n_params: int | None) -> ModelSpec:
+    """What the catalog keeps of a model, from its configuration."""
+    n_heads = config.num_attention_heads
+    return ModelSpec(
+        name=source.name,
+        revision=source.revision,
+        architecture=config.model_type,
+        n_layers=config.num_hidden_layers,
+        n_heads=n_heads,
+        n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
+        d_model=config.hidden_size,
+        d_head=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
+        vocab_size=config.vocab_size,
+        n_params=n_params,
+        base_model=None,
+        dtype=str(config.dtype).removeprefix("torch.") if config.dtype else None,
+        quantization=_quantization(source),
+        source=source.location,
+    )
+
+
+def prepare(
+    source: Source, *, on_progress: Callable[[str], None] = lambda _: None
+) -> PreparedModel:
+    """Make a checkpoint loadable and load its tokenizer.
+
+    Raises:
+        ModelError: If a GGUF file cannot be dequantised, or the tokenizer cannot be loaded.
+    """
+    folder, arguments = source.folder, source.arguments
+    if source.gguf:
+        on_progress(f"dequantising {source.gguf} (kept for the next time)")
+        folder, arguments = _dequantised(source), {}
+    tokenizer = _tokenizer(source, folder, arguments)
+    return PreparedModel(source=source, folder=folder, arguments=arguments, tokenizer=tokenizer)
+
+
+def load(
+    prepared: PreparedModel,
+    *,
+    device: str,
+    dtype: str,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> LoadedModel:
+    """Load a checkpoint's weights.
+
+    Args:
+        prepared: From `prepare`.
+        device: `cpu`, `cuda` or `cuda:N`.
+        dtype: A key of `DTYPES`.
+        on_progress: Told what is being done.
+
+    Raises:
+        ModelError: If the weights cannot be loaded, or one is NaN or infinite; nothing is to be
+            measured on such a model.
+    """
+    source = prepared.source
+    on_progress(f"loading {source.name}")
+    try:
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                prepared.folder,
+                dtype=DTYPES[dtype],
+                use_safetensors=None if source.allow_pickle else True,
+                **prepared.arguments,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise ModelError(
+            f"the weights of {source.name} cannot be loaded: {str(error).strip().splitlines()[0]}"
+        ) from error
+    _require_finite(model, source.name)
+    return LoadedModel(source=source, model=model.to(device).eval(), tokenizer=prepared.tokenizer)
+
+
+def _tokenizer(source: Source, folder: Path, arguments: dict[str, Any]) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **arguments)
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer of {source.name} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
+    return tokenizer
+
+
+def _require_finite(model: nn.Module, name: str) -> None:
+    for parameter, tensor in model.named_parameters():
+        if not torch.isfinite(tensor).all():
+            count = int((~torch.isfinite(tensor)).sum())
+            raise ModelError(
+                f"{name} has {count} NaN or infinite values in {parameter}; "
+                "the checkpoint is damaged, fetch it again"
+            )
+
+
+def _quantization(source: Source) -> str | None:
+    if not source.gguf:
+        return None
+    from gguf import GGUFReader, LlamaFileType  # noqa: PLC0415 - slow, seldom needed
+
+    field = GGUFReader(source.folder / source.gguf).get_field("general.file_type")
+    return None if field is None else LlamaFileType(field.contents()).name.removeprefix("MOSTLY_")
+
+
+def _dequantised(source: Source) -> Path:
+    """A folder with the float32 weights of a GGUF file, made once per content and release."""
+    key = source.revision.removeprefix("sha256:")
+    cache = platformdirs.user_cache_path("head-catalog") / "gguf"
+    folder = cache / f"{key}-transformers-{transformers.__version__}"
+    if folder.is_dir():
+        return folder
+    assert source.gguf is not None  # noqa: S101 - narrows the type
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as room:
+        try:
+            with _quiet():
+                tokenizer = AutoTokenizer.from_pretrained(source.folder, gguf_file=source.gguf)
+                model = AutoModelForCausalLM.from_pretrained(
+                    source.folder, gguf_file=source.gguf, dtype=torch.float32
+                )
+        except Exception as error:
+            raise ModelError(
+                f"{source.name} cannot be dequantised: {str(error).splitlines()[0]}"
+            ) from error
+        # The weights are plain floats now; transformers would refuse to save them as a GGUF.
+        model.hf_quantizer = None
+        model.is_quantized = False
+        del model.config.quantization_config
+        model.save_pretrained(room)
+        tokenizer.save_pretrained(room)
+        with contextlib.suppress(FileExistsError, OSError):
+            shutil.copytree(room, folder.with_suffix(".new"), dirs_exist_ok=True)
+            folder.with_suffix(".new").rename(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def _quiet():  # type: ignore[no-untyped-def]  # noqa: ANN202
+    """Silence transformers' own progress bars: ours are the ones that users asked for."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()

@@ -1,0 +1,233 @@
+"""From what a user calls a model to files that can be trusted to be one.
+
+Everything that can be wrong with a checkpoint is found here, before anything is loaded or
+written to a catalog.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from catalog.errors import ModelError, UsageError
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+_HASHED = ("config.json", "*.safetensors", "*.safetensors.index.json", *_TOKENIZER_FILES)
+_CHUNK = 1 << 22
+_GGUF_MAGIC = b"GGUF"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A checkpoint on this machine.
+
+    `folder` holds it; for GGUF, `gguf` names the file in it. `revision` is the Hub's commit, or a
+    hash of the contents.
+    """
+
+    name: str
+    folder: Path
+    gguf: str | None
+    revision: str
+    location: str
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What transformers' `from_pretrained` needs besides the folder."""
+        arguments: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
+        return arguments | ({"gguf_file": self.gguf} if self.gguf else {})
+
+
+def resolve(
+    model: str,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> Source:
+    """Find a model and verify its files.
+
+    Args:
+        model: A folder with config.json and safetensors, a .gguf file, or a Hub id.
+        name: What the catalog shall call it; by default the Hub id (with the revision, where one
+            is asked for) or the name of the folder or file.
+        revision: Branch, tag or commit on the Hub.
+        allow_pickle: Load pickled weights where there are no others.
+        trust_remote_code: Let transformers run code that comes with the checkpoint.
+        on_progress: Told what is being done.
+
+    Raises:
+        ModelError: If there is no such model, or its files are incomplete or damaged.
+        UsageError: If `revision` is given for something that is not on the Hub.
+    """
+    trust = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
+    path = Path(model).expanduser()
+    if not path.exists() and _HUB_ID.fullmatch(model) and path.suffix != ".gguf":
+        on_progress(f"fetching {model} from the Hub")
+        folder, commit = _from_hub(model, revision, allow_pickle=allow_pickle)
+        _verify_folder(folder, model, allow_pickle=allow_pickle)
+        label = f"{model}@{revision}" if revision else model
+        return Source(
+            name=name or label,
+            folder=folder,
+            gguf=None,
+            revision=commit,
+            location=f"hub:{model}",
+            **trust,
+        )
+    if revision:
+        raise UsageError(
+            f"--revision is for models on the Hub; {model} is not one, and its revision is the "
+            "hash of its contents"
+        )
+    if not path.exists():
+        raise ModelError(f"{model} is no folder, no file and no Hub id (ORGANISATION/NAME)")
+    path = path.resolve()
+    if path.is_file():
+        on_progress(f"checking {path.name}")
+        _verify_gguf(path)
+        return Source(
+            name=name or path.stem,
+            folder=path.parent,
+            gguf=path.name,
+            revision=_content_hash([path]),
+            location=f"gguf:{path}",
+            **trust,
+        )
+    on_progress(f"checking {path.name}")
+    _verify_folder(path, model, allow_pickle=allow_pickle)
+    return Source(
+        name=name or path.name,
+        folder=path,
+        gguf=None,
+        revision=_content_hash(_hashed_files(path)),
+        location=f"folder:{path}",
+        **trust,
+    )
+
+
+def _from_hub(model: str, revision: str | None, *, allow_pickle: bool) -> tuple[Path, str]:
+    from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415 - slow, seldom needed
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    patterns = _HUB_FILES + (list(_PICKLES) if allow_pickle else [])
+    at = f" at revision {revision!r}" if revision else ""
+    try:
+        commit = HfApi().model_info(model, revision=revision).sha
+        folder = snapshot_download(model, revision=commit, allow_patterns=patterns)
+    except (HFValidationError, HfHubHTTPError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"the Hub does not give {model}{at}: {reason}") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{model} is no local folder or file, and the Hub cannot be reached for it: {reason}"
+        ) from error
+    if commit is None:
+        raise ModelError(f"the Hub names no commit for {model}{at}; give --revision")
+    return Path(folder), commit
+
+
+def _verify_folder(folder: Path, model: str, *, allow_pickle: bool) -> None:
+    if not (folder / "config.json").is_file():
+        hint = next(folder.glob("*.gguf"), None)
+        instead = f"; did you mean the file {hint}?" if hint else ""
+        raise ModelError(f"{model} is no model: it has no config.json{instead}")
+    _read_json(folder / "config.json")
+    shards = _shards(folder)
+    if shards:
+        for shard in shards:
+            _verify_safetensors(shard)
+    else:
+        pickles = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
+        if not pickles:
+            raise ModelError(f"{model} holds no weights: expected *.safetensors")
+        if not allow_pickle:
+            raise ModelError(
+                f"{model} holds pickled weights only ({pickles[0]}), and unpickling can run any "
+                "code; convert them to safetensors, or pass --allow-pickle if you trust their maker"
+            )
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ModelError(
+            f"{model} has no tokenizer: expected one of {', '.join(_TOKENIZER_FILES)} beside the "
+            "weights"
+        )
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    listed = sorted({folder / name for name in _read_json(index).get("weight_map", {}).values()})
+    for shard in listed:
+        if not shard.is_file():
+            raise ModelError(f"{index} names {shard.name}, which is not there; fetch it again")
+    return listed
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is not readable as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds no JSON object, so it describes no model")
+    return content
+
+
+def _verify_safetensors(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - needs torch beside it
+
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is truncated or damaged ({error}); fetch it again") from error
+
+
+def _verify_gguf(path: Path) -> None:
+    from gguf import GGUFReader  # noqa: PLC0415 - slow, seldom needed
+
+    with path.open("rb") as file:
+        if file.read(len(_GGUF_MAGIC)) != _GGUF_MAGIC:
+            raise ModelError(
+                f"{path} is no GGUF file; expected a .gguf file or a folder with config.json"
+            )
+    try:
+        tensors = GGUFReader(path).tensors
+        # The reader maps tensors lazily and numpy cuts short what lies beyond the end.
+        whole = all(tensor.data.nbytes == tensor.n_bytes for tensor in tensors)
+    except Exception as error:
+        raise ModelError(f"{path} is truncated or damaged ({error}); fetch it again") from error
+    if not tensors or not whole:
+        raise ModelError(f"{path} is truncated: not all of its tensors are there; fetch it again")
+
+
+def _hashed_files(folder: Path) -> Iterator[Path]:
+    for pattern in (*_HASHED, *_PICKLES):
+        yield from sorted(folder.glob(pattern))
+
+
+def _content_hash(files: Iterator[Path] | list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,249 @@
+"""One ingest, from a model's name to published scores.
+
+A request is plain data, so that a queue can carry it; `ingest` is all that a task has to call.
+"""
+
+import hashlib
+import json
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from catalog import Catalog, publishing
+from catalog.declarations import RunSpec
+from catalog.errors import UsageError
+from ingest.classify import TAXONOMIES
+from ingest.probes.sequences import Vocabulary
+from ingest.progress import Progress, Silence
+from ingest.readers import loading
+from ingest.readers.loading import LoadedModel
+from ingest.readers.source import Source, resolve
+from ingest.suites import SUITES, Inputs, Plan
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestRequest:
+    """What to measure on which model, and how."""
+
+    model: str
+    suites: tuple[str, ...] = tuple(SUITES)
+    name: str | None = None
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    relations: str | None = None
+    probe: str | None = None
+    only: bool = False
+    force: bool = False
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            UsageError: If a suite is unknown, or `only` has nothing to be the only one.
+        """
+        for suite in self.suites:
+            if suite not in SUITES:
+                raise UsageError(f"no suite {suite!r}; there are {', '.join(SUITES)}")
+        if self.only and not (self.relations or self.probe):
+            raise UsageError("--only needs --relations DIR or --probe FILE to be the only one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one suite: a new run, or the runs that had measured it all before."""
+
+    model: str
+    suite: str
+    run_ids: tuple[int, ...]
+    is_new: bool
+
+
+def ingest(
+    catalog: Catalog, request: IngestRequest, progress: Progress | None = None
+) -> list[Outcome]:
+    """Measure a model and publish the scores, suite by suite.
+
+    What is published already, with the same model revision, metric versions, probes and dtype,
+    is not measured again unless the request has `force`.
+
+    Raises:
+        ModelError: If the model cannot be read; the catalog is left as it was.
+        InputError: If a probe or relation set cannot be used; the catalog is left as it was.
+    """
+    progress = progress or Silence()
+    device = loading.choose_device(request.device)
+    dtype = loading.choose_dtype(request.dtype, device)
+    source = resolve(
+        request.model,
+        name=request.name,
+        revision=request.revision,
+        allow_pickle=request.allow_pickle,
+        trust_remote_code=request.trust_remote_code,
+        on_progress=progress.stage,
+    )
+    config = loading.read_config(source)
+    prepared = loading.prepare(source, on_progress=progress.stage)
+    vocabulary = Vocabulary(
+        tokenizer=prepared.tokenizer,
+        size=config.vocab_size,
+        context=getattr(config, "max_position_embeddings", None),
+    )
+    todo = []
+    outcomes = []
+    for plan in _plans(config, vocabulary, request):
+        keys = _keys(plan, source.revision, dtype)
+        done = publishing.published_runs(catalog.database, source.name, list(keys.values()))
+        left = [name for name, key in keys.items() if request.force or key not in done]
+        if left:
+            todo.append((plan, {name: keys[name] for name in left}))
+        else:
+            runs = tuple(sorted(set(done.values())))
+            outcomes.append(
+                Outcome(model=source.name, suite=plan.suite, run_ids=runs, is_new=False)
+            )
+    if todo:
+        loaded = loading.load(prepared, device=device, dtype=dtype, on_progress=progress.stage)
+        outcomes += [_run(catalog, loaded, plan, keys, dtype, progress) for plan, keys in todo]
+    return outcomes
+
+
+def _plans(config: PreTrainedConfig, vocabulary: Vocabulary, request: IngestRequest) -> list[Plan]:
+    inputs = Inputs(
+        relations=Path(request.relations) if request.relations else None,
+        probe=Path(request.probe) if request.probe else None,
+        only=request.only,
+    )
+    plans = [SUITES[suite](config, vocabulary, inputs) for suite in request.suites]
+    if not any(plans):
+        raise UsageError(
+            f"nothing to measure: --only was given without an input for {', '.join(request.suites)}"
+        )
+    return [plan for plan in plans if plan is not None]
+
+
+def _keys(plan: Plan, revision: str, dtype: str) -> dict[str, str]:
+    """Per probe a key that is equal exactly where measuring again would give the same."""
+    return {
+        name: hashlib.sha256(
+            json.dumps(
+                {
+                    "revision": revision,
+                    "suite": plan.suite,
+                    "probe": [name, probe.content_hash],
+                    "metrics": {m.name: m.version for m in plan.metrics([name])},
+                    "dtype": dtype,
+                },
+                sort_keys=True,
+            ).encode()
+        ).hexdigest()
+        for name, probe in plan.probes.items()
+    }
+
+
+def _run(
+    catalog: Catalog,
+    loaded: LoadedModel,
+    plan: Plan,
+    keys: Mapping[str, str],
+    dtype: str,
+    progress: Progress,
+) -> Outcome:
+    names = list(keys)
+    metrics = plan.metrics(names)
+    source = loaded.source
+    run_id = publishing.begin(
+        catalog.database,
+        RunSpec(
+            model=loading.model_spec(source, loaded.config, n_params=loaded.model.num_parameters()),
+            suite=plan.suite,
+            metrics=metrics,
+            keyed_probes={key: plan.probes[name] for name, key in keys.items()},
+            params=dict(plan.params),
+            versions=_versions() | {"metrics": {m.family: m.version for m in metrics}},
+            device=_device_name(loaded),
+            dtype=dtype,
+        ),
+    )
+    try:
+        measurements = plan.measure(loaded, names, progress)
+        progress.stage(f"publishing {plan.suite}")
+        publishing.publish(
+            catalog.database,
+            run_id,
+            measurements,
+            taxonomies=list(TAXONOMIES.values()),
+            notes=plan.notes,
+            peak_memory=_peak_memory(loaded),
+        )
+    except BaseException as error:
+        reason = str(error) or "interrupted"
+        publishing.fail(catalog.database, run_id, f"{type(error).__name__}: {reason}")
+        raise
+    for text in _told(plan.notes):
+        progress.note(text)
+    return Outcome(model=source.name, suite=plan.suite, run_ids=(run_id,), is_new=True)
+
+
+def _told(notes: Mapping[str, Any]) -> Sequence[str]:
+    told = [
+        f"skipped relation {relation} of {name}: {reason}"
+        for name, reasons in notes.get("skipped", {}).items()
+        for relation, reason in reasons.items()
+    ]
+    told += [
+        f"{', '.join(what)} of probe {name} are not measured by this release"
+        for name, what in notes.get("not_measured", {}).items()
+    ]
+    return told
+
+
+def _versions() -> dict[str, Any]:
+    return {
+        "head-catalog": version("head-catalog"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in _PACKAGES},
+    }
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with `-dirty` where it has changes; None for an installed release."""
+    here = Path(__file__).parent
+    try:
+        described = subprocess.run(  # noqa: S603 - fixed arguments
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],  # noqa: S607
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def _device_name(loaded: LoadedModel) -> str:
+    if loaded.device.type == "cuda":
+        return f"{loaded.device} ({torch.cuda.get_device_name(loaded.device)})"
+    return str(loaded.device)
+
+
+def _peak_memory(loaded: LoadedModel) -> int:
+    if loaded.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(loaded.device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

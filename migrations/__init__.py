@@ -1,0 +1,1 @@
+"""One Alembic history of the catalog, for DuckDB and PostgreSQL."""
