@@ -152,6 +152,35 @@ def fail(database: Database, run_id: int, reason: str) -> None:
             _close(run, reason)
 
 
+def classify(database: Database, model: str, taxonomies: Sequence[TaxonomySpec]) -> dict[str, int]:
+    """Apply rules to a model's published scores, as a run of its own.
+
+    Returns:
+        How many labels each taxonomy gave.
+    """
+    with database.transaction() as session:
+        _take_turn(session, model)
+        row = session.scalars(select(Model).where(Model.name == model, Model.is_current)).one()
+        process, now = psutil.Process(), datetime.now(UTC)
+        run = Run(
+            model_id=row.id,
+            suite="classify",
+            status="succeeded",
+            params={spec.name: [str(rule) for rule in spec.rules] for spec in taxonomies},
+            versions={spec.name: spec.version for spec in taxonomies},
+            started_at=now,
+            host=platform.node(),
+            pid=process.pid,
+            process_started=process.create_time(),
+        )
+        session.add(run)
+        session.flush()
+        counts = {spec.name: apply_rules(session, row.id, spec, run.id) for spec in taxonomies}
+        run.finished_at = datetime.now(UTC)
+        run.seconds = (run.finished_at - now).total_seconds()
+        return counts
+
+
 def reap(database: Database) -> list[int]:
     """Fail the runs whose process on this machine is gone; returns their ids."""
     with database.read_session() as session:

@@ -1,5 +1,6 @@
 """Read-only SQL in, Arrow out: the same on DuckDB and PostgreSQL."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -127,6 +128,10 @@ def _require_reading_postgresql(query: str) -> None:
         )
 
 
+def _text(value: object) -> str:
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)
+
+
 def _arrow(result: CursorResult[Any]) -> pa.Table:
     description = result.cursor.description if result.cursor else ()
     rows = result.fetchall()
@@ -135,7 +140,7 @@ def _arrow(result: CursorResult[Any]) -> pa.Table:
         kind = _ARROW_TYPES.get(column[1], pa.string())
         values = [row[index] for row in rows]
         if kind == pa.string():
-            values = [value if value is None else str(value) for value in values]
+            values = [None if value is None else _text(value) for value in values]
         elif kind == pa.float64():
             values = [value if value is None else float(value) for value in values]
         arrays.append(pa.array(values, type=kind))

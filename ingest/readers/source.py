@@ -118,12 +118,7 @@ def resolve(
 
 def _from_hub(model: str, revision: str | None, *, allow_pickle: bool) -> tuple[Path, str]:
     from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415 - slow, seldom needed
-    from huggingface_hub.errors import (  # noqa: PLC0415
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
 
     patterns = _HUB_FILES + (list(_PICKLES) if allow_pickle else [])
     at = f" at revision {revision!r}" if revision else ""
@@ -133,7 +128,7 @@ def _from_hub(model: str, revision: str | None, *, allow_pickle: bool) -> tuple[
     except (HFValidationError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"the Hub does not give {model}{at}: {reason}") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:  # the client lets its transport's own errors through
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"{model} is no local folder or file, and the Hub cannot be reached for it: {reason}"

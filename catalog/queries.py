@@ -1,0 +1,240 @@
+"""What pages and commands read, each in one round trip that both databases understand.
+
+Texts are ordered by the database, hence by its collation: sort in Python where that matters.
+"""
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from catalog.catalog import Catalog
+from catalog.errors import UsageError
+from catalog.sql import Result
+
+
+USUAL_PROBES = ("shipped", "plain", "random_repeat")
+"""What is meant where nobody says on which probe, in this order."""
+
+
+def models(catalog: Catalog) -> Result:
+    """The models that readers see, by name.
+
+    Returns:
+        The columns of the view `models`, and `labelled_heads`: how many of the model's heads have
+        a label of any taxonomy.
+    """
+    return catalog.sql(
+        """
+        SELECT m.*, COALESCE(l.labelled_heads, 0) AS labelled_heads
+        FROM models m
+        LEFT JOIN (
+            SELECT model, COUNT(*) AS labelled_heads
+            FROM (SELECT DISTINCT model, layer, head FROM labels) labelled
+            GROUP BY model
+        ) l ON l.model = m.model
+        ORDER BY m.model
+        """
+    )
+
+
+def require_model(catalog: Catalog, name: str) -> dict[str, Any]:
+    """The row of `models` for the model of this name.
+
+    Raises:
+        UsageError: If there is none; it names those with a similar name.
+    """
+    rows = {row["model"]: row for row in models(catalog)}
+    if name not in rows:
+        raise UsageError(
+            f"the catalog has no model {name!r}{_suggestion(name, list(rows))}; "
+            "`heads models` lists what it has"
+        )
+    return rows[name]
+
+
+def taxonomies(catalog: Catalog, *models: str) -> Result:
+    """The taxonomies in use anywhere in the catalog, those that label these models first.
+
+    Args:
+        catalog: Where to look.
+        models: Names of models; without any, no taxonomy labels them.
+
+    Returns:
+        taxonomy; labels, the number of distinct labels given in the whole catalog; heads, the
+        number of heads of these models with at least one of them, 0 where there is none.
+    """
+    names, parameters = _bound(models)
+    return catalog.sql(
+        f"""
+        SELECT taxonomy, COUNT(DISTINCT label) AS labels,
+               COUNT(DISTINCT CASE WHEN model IN ({names}) THEN place END) AS heads
+        FROM (
+            SELECT taxonomy, label, model, layer || '.' || head || '.' || model AS place
+            FROM labels
+        ) given
+        GROUP BY taxonomy
+        ORDER BY heads DESC, taxonomy
+        """,  # noqa: S608 - only the names of parameters are put in
+        **parameters,
+    )
+
+
+def taxonomy_labels(catalog: Catalog, taxonomy: str) -> list[str]:
+    """The labels of a taxonomy that any model in the catalog has, in order of code points."""
+    given = catalog.sql(
+        "SELECT DISTINCT label FROM labels WHERE taxonomy = :taxonomy", taxonomy=taxonomy
+    )
+    return sorted(row["label"] for row in given)
+
+
+def head_labels(catalog: Catalog, models: Sequence[str], taxonomy: str) -> Result:
+    """Every head of the models with what one taxonomy says of it.
+
+    Args:
+        catalog: Where to look.
+        models: Names of models, in the order in which they are wanted; unknown ones add no rows.
+        taxonomy: Name of a taxonomy; under an unknown one no head has a label.
+
+    Returns:
+        model, layer, head, name ('L5H3'), n_layers, n_heads, label, source, confidence, reason.
+        One row per head, label and source of the label; the last four are NULL in the one row of
+        a head without a label. In order of model as given, layer, head.
+
+    Raises:
+        UsageError: If no model is named.
+    """
+    if not models:
+        raise UsageError("no model is named; `heads models` lists what the catalog has")
+    names, parameters = _bound(models)
+    order = " ".join(f"WHEN :model_{place} THEN {place}" for place in range(len(models)))
+    return catalog.sql(
+        f"""
+        SELECT h.model, h.layer, h.head, h.name, m.n_layers, m.n_heads,
+               l.label, l.source, l.confidence, l.reason
+        FROM heads h
+        JOIN models m ON m.model = h.model
+        LEFT JOIN labels l ON l.model = h.model AND l.layer = h.layer AND l.head = h.head
+                          AND l.taxonomy = :taxonomy
+        WHERE h.model IN ({names})
+        ORDER BY CASE h.model {order} END, h.layer, h.head, l.label, l.source
+        """,  # noqa: S608 - only the names of parameters are put in
+        taxonomy=taxonomy,
+        **parameters,
+    )
+
+
+def model(catalog: Catalog, name: str) -> Result:
+    """One model's row of the view `models`."""
+    return catalog.sql("SELECT * FROM models WHERE model = :model", model=name)
+
+
+def metrics(catalog: Catalog) -> Result:
+    """The metrics that have been measured, by suite and name."""
+    return catalog.sql("SELECT * FROM metrics ORDER BY suite, metric")
+
+
+def runs(catalog: Catalog, model: str) -> Result:
+    """A model's runs, newest first: run_id, suite, probe, status, started_at, seconds, error."""
+    return catalog.sql(
+        "SELECT run_id, suite, probe, status, started_at, seconds, error FROM runs "
+        "WHERE model = :model ORDER BY run_id DESC",
+        model=model,
+    )
+
+
+def label_counts(catalog: Catalog, model: str) -> Result:
+    """How many heads of a model have each label: taxonomy, label, heads."""
+    return catalog.sql(
+        "SELECT taxonomy, label, count(*) AS heads FROM "
+        "(SELECT DISTINCT layer, head, taxonomy, label FROM labels WHERE model = :model) AS one "
+        "GROUP BY taxonomy, label ORDER BY taxonomy, heads DESC, label",
+        model=model,
+    )
+
+
+def head(catalog: Catalog, model: str, layer: int, head: int) -> Result:
+    """Everything about one head: what (metric or taxonomy), on (probe or source), value, label.
+
+    Empty where the model has no such head.
+    """
+    return catalog.sql(
+        """
+        SELECT h.name, s.metric AS what, s.probe AS "on", s.value, NULL AS label
+        FROM heads h
+        JOIN scores s ON s.model = h.model AND s.layer = h.layer AND s.head = h.head
+        WHERE h.model = :model AND h.layer = :layer AND h.head = :head
+        UNION ALL
+        SELECT h.name, l.taxonomy, l.source, NULL, l.label
+        FROM heads h
+        LEFT JOIN labels l ON l.model = h.model AND l.layer = h.layer AND l.head = h.head
+        WHERE h.model = :model AND h.layer = :layer AND h.head = :head
+        ORDER BY 5, 2, 3
+        """,
+        model=model,
+        layer=layer,
+        head=head,
+    )
+
+
+def probes_of(catalog: Catalog, metric: str) -> list[str]:
+    """The probes on which a metric is published; first the one that is meant by default.
+
+    Raises:
+        UsageError: If the metric is not in the catalog; names near ones.
+    """
+    rows = catalog.sql("SELECT DISTINCT probe FROM scores WHERE metric = :metric", metric=metric)
+    found = [row["probe"] for row in rows]
+    if not found:
+        known = [row["metric"] for row in catalog.sql("SELECT metric FROM metrics")]
+        raise UsageError(
+            f"the catalog has no scores of {metric!r}{_suggestion(metric, known)}; "
+            "`heads metrics` lists what it has"
+        )
+    usual = [probe for probe in USUAL_PROBES if probe in found]
+    return usual + sorted(set(found) - set(usual))
+
+
+def top(
+    catalog: Catalog, metric: str, *, probe: str, model: str | None, limit: int, lowest: bool
+) -> Result:
+    """Heads by a metric: model, layer, head, name, metric, probe, value; undefined ones left out.
+
+    Args:
+        catalog: The catalog.
+        metric: As the view `metrics` names it.
+        probe: On which probe.
+        model: Only heads of this model; all where None.
+        limit: How many.
+        lowest: The smallest first.
+    """
+    of_model = "AND s.model = :model" if model else ""
+    parameters = {"metric": metric, "probe": probe, "limit": limit}
+    return catalog.sql(
+        f"""
+        SELECT s.model, s.layer, s.head, 'L' || s.layer || 'H' || s.head AS name, s.metric,
+               s.probe, s.value
+        FROM scores s
+        WHERE s.metric = :metric AND s.probe = :probe AND s.value IS NOT NULL {of_model}
+        ORDER BY s.value {"ASC" if lowest else "DESC"}, s.model, s.layer, s.head
+        LIMIT :limit
+        """,  # noqa: S608 - only fixed words are put in
+        **parameters,
+        **({"model": model} if model else {}),
+    )
+
+
+def _bound(models: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Placeholders for an IN, and their values."""
+    parameters = {f"model_{place}": model for place, model in enumerate(models)}
+    return ", ".join(f":{name}" for name in parameters) or "NULL", parameters
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    # Hub ids begin with an owner, which people leave out: compare with and without it.
+    spelled = {form.lower(): model for model in known for form in (model.split("/")[-1], model)}
+    near = difflib.get_close_matches(name.lower(), spelled)
+    return (
+        f" (did you mean {' or '.join(dict.fromkeys(spelled[form] for form in near))}?)"
+        if near
+        else ""
+    )

@@ -1,0 +1,60 @@
+"""Small catalogs for the tests of charts and pages."""
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+
+import catalog
+from catalog.declarations import ModelSpec
+from catalog.people import add_layout, import_labels
+
+VERDICTS = (
+    "described, plausible",
+    "rightly called unclear",
+    "described, implausible",
+    "pattern missed",
+)
+PUBLISHED_VERDICTS = ((7, 22, 4, 0), (12, 16, 4, 1), (3, 27, 3, 1), (19, 9, 6, 0))
+"""Heads of GPT-2 xl per bin of 12 layers, by `VERDICTS`: the published figure's counts."""
+
+HOSTILE = "<script>alert(1)</script>"
+
+Label = tuple[str, int, int, str, str]
+
+
+def make(
+    folder: Path, layouts: dict[str, tuple[int, int]], labels: Iterable[Label] = ()
+) -> catalog.Catalog:
+    """A DuckDB catalog of models by layout (layers, heads), and labels by people.
+
+    Args:
+        folder: Where `heads.duckdb` is made.
+        layouts: By name of the model.
+        labels: model, layer, head, taxonomy, label.
+    """
+    made = catalog.connect(f"duckdb:///{folder / 'heads.duckdb'}", create=True)
+    for name, (n_layers, n_heads) in layouts.items():
+        spec = ModelSpec(name=name, revision=None, n_layers=n_layers, n_heads=n_heads)
+        add_layout(made.database, spec)
+    add_labels(made, folder, labels)
+    return made
+
+
+def add_labels(made: catalog.Catalog, folder: Path, labels: Iterable[Label]) -> None:
+    path = folder / "labels.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("model", "layer", "head", "taxonomy", "label"))
+        writer.writerows(labels)
+    import_labels(made.database, path, source="human", reviewer="a reader")
+
+
+def published_labels(model: str) -> list[Label]:
+    """Labels of `description_verdict` with the published counts; 48 layers of 25 heads."""
+    found = []
+    for start, counts in zip(range(0, 48, 12), PUBLISHED_VERDICTS, strict=True):
+        verdicts = [v for v, n in zip(VERDICTS, counts, strict=True) for _ in range(n)]
+        for place, verdict in enumerate(verdicts):
+            layer, head = start + place % 12, 7 * place % 25
+            found.append((model, layer, head, "description_verdict", verdict))
+    return found

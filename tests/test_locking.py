@@ -1,0 +1,126 @@
+"""One DuckDB file, several processes: they wait for each other, and say for whom."""
+
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import catalogs
+import pytest
+
+import catalog
+from catalog import Catalog
+from catalog.database import Database
+from catalog.errors import LockedError, SchemaError, UsageError
+
+HOLD = """
+    import sys, time, duckdb
+    connection = duckdb.connect({path!r})
+    print("held", flush=True)
+    time.sleep({seconds})
+"""
+
+
+def _holder(path: Path, seconds: float) -> subprocess.Popen[str]:
+    program = textwrap.dedent(HOLD.format(path=str(path), seconds=seconds))
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "held"
+    return process
+
+
+@pytest.fixture
+def filled(duckdb_url: str) -> Catalog:
+    one = catalog.connect(duckdb_url, create=True)
+    catalogs.publish(one, catalogs.begin(one), catalogs.uniform(0.25))
+    return one
+
+
+def test_a_locked_file_is_waited_for_and_its_holder_named(filled: Catalog) -> None:
+    path = filled.database.path
+    assert path is not None
+    holder = _holder(path, 60)
+    try:
+        impatient = Database(f"duckdb:///{path}", lock_timeout=0.5)
+        for side in (impatient.reading, impatient.writing):
+            with (
+                pytest.raises(LockedError, match=rf"in use by .*python.*process {holder.pid}"),
+                side(),
+            ):
+                pass
+    finally:
+        holder.kill()
+        holder.wait()
+    assert len(filled.sql("SELECT * FROM scores")) == 12
+
+
+def test_a_file_that_is_freed_in_time_is_read(filled: Catalog) -> None:
+    path = filled.database.path
+    assert path is not None
+    with _holder(path, 1):
+        patient = Catalog(Database(f"duckdb:///{path}", lock_timeout=30))
+        assert len(patient.sql("SELECT * FROM scores")) == 12
+
+
+def test_readers_and_writers_of_one_process_wait_for_each_other(filled: Catalog) -> None:
+    failures: list[Exception] = []
+
+    def read() -> None:
+        try:
+            for _ in range(5):
+                assert len(filled.sql("SELECT * FROM scores")) == 12
+        except Exception as error:  # noqa: BLE001 - counted
+            failures.append(error)
+
+    def write(name: str) -> None:
+        try:
+            for key in range(3):
+                run_id = catalogs.begin(filled, f"{name}{key}")
+                catalogs.publish(filled, run_id, catalogs.uniform(0.5))
+        except Exception as error:  # noqa: BLE001 - counted
+            failures.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(3)]
+    threads += [threading.Thread(target=write, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_a_catalog_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SchemaError, match="there is no catalog at .*heads ingest"):
+        catalog.connect(f"duckdb:///{tmp_path / 'none.duckdb'}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "heads.duckdb"
+    path.write_text("this is a letter " * 1000)
+    with pytest.raises(SchemaError, match="cannot be opened as a DuckDB file"):
+        catalog.connect(f"duckdb:///{path}")
+    assert path.read_text().startswith("this is a letter")
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("nonsense", "is no database URL"),
+        ("sqlite:///x.db", "'sqlite' is not supported"),
+        ("duckdb:///:memory:", "names no file"),
+    ],
+)
+def test_urls_that_cannot_be_meant(url: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        catalog.connect(url)
+
+
+def test_a_password_is_never_shown() -> None:
+    url = "postgresql+psycopg://me:secret@localhost:1/heads"
+    assert "secret" not in Database(url, lock_timeout=1).name
+    with pytest.raises(SchemaError) as caught:
+        catalog.connect(url)
+    assert "secret" not in str(caught.value)
+    assert "cannot be reached" in str(caught.value)

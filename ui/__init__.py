@@ -1,0 +1,1 @@
+"""The faces of the catalog: charts, pages and the command line; importing this costs nothing."""

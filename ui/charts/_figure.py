@@ -1,0 +1,52 @@
+"""What every figure shares: how panels stand together, and how their texts look."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+FIGURE_WIDTH = 900
+"""Pixels for all panels of a row together, without axes and legend."""
+
+_TITLE_CHARACTERS_NEED = 240
+
+
+def columns(panels: int) -> int:
+    """How many panels stand side by side."""
+    return {1: 1, 2: 2, 4: 2}.get(panels, 3)
+
+
+def title(text: str, width: float) -> alt.TitleParams:
+    """A model's name above its panel, cut where it would run into the next panel."""
+    return alt.TitleParams(
+        text=text, anchor="start", fontSize=13, limit=max(width, _TITLE_CHARACTERS_NEED), offset=6
+    )
+
+
+def legend() -> alt.Legend:
+    """A legend that is never cut short, whatever the number and length of its labels."""
+    return alt.Legend(
+        title=None,
+        symbolType="square",
+        symbolSize=150,
+        labelFontSize=12,
+        labelLimit=0,
+        symbolLimit=0,
+        symbolStrokeWidth=0,
+        symbolOpacity=1,
+    )
+
+
+def inline(rows: Sequence[dict[str, Any]]) -> alt.InlineData:
+    """Rows as part of the chart; Altair's limit of 5,000 would refuse a model of 80 x 64 heads."""
+    return alt.InlineData(values=list(rows))
+
+
+def figure(panels: Sequence[alt.Chart | alt.LayerChart]) -> alt.ConcatChart:
+    """Panels in rows, in the order given, with one legend for all."""
+    return (
+        alt.concat(*panels, columns=columns(len(panels)), spacing=24)
+        .resolve_scale(color="shared")
+        .configure_view(strokeWidth=0)
+        .configure_axis(grid=False, labelFontSize=11, titleFontSize=12, titleFontWeight="normal")
+    )

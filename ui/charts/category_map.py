@@ -1,0 +1,88 @@
+"""The category map: every head of a model as one cell, coloured by what it is labelled."""
+
+from collections.abc import Iterable
+
+import altair as alt
+import pandas as pd
+
+from ui.charts import _figure
+from ui.charts.categories import categorize, category_colors
+
+_CELL_LIMITS = (3, 18)
+_FIGURE_HEIGHT = 640
+_LAYER_LABEL_WIDTH = 20
+_HEAD_LABEL_HEIGHT = 12
+_NO_VALUE = "\u2013"
+
+
+def category_map(
+    frame: pd.DataFrame, *, taxonomy: str, labels: Iterable[str] = ()
+) -> alt.ConcatChart:
+    """Layer by head, one panel per model in the order of the frame.
+
+    Args:
+        frame: As `catalog.queries.head_labels` gives it: model, layer, head, name, n_layers,
+            n_heads, label, source, confidence, reason; every head of each model.
+        taxonomy: Name of the taxonomy; sets the colours.
+        labels: Its labels in the whole catalog, for colours that do not depend on the models.
+
+    Raises:
+        UsageError: If a column is missing, or there is no head at all.
+    """
+    heads = categorize(frame)
+    colors = category_colors(heads, taxonomy=taxonomy, labels=labels)
+    models = [part for _, part in heads.groupby("model", sort=False)]
+    cell = _cell(heads, len(models))
+    return _figure.figure([_panel(part, colors, cell) for part in models])
+
+
+def _panel(heads: pd.DataFrame, colors: dict[str, str], cell: int) -> alt.Chart:
+    n_layers, n_heads = int(heads["n_layers"].iloc[0]), int(heads["n_heads"].iloc[0])
+    values = heads[["layer", "head", "name", "category", "reasons"]].assign(
+        labels=[", ".join(given) or _NO_VALUE for given in heads["labels"]],
+        reasons=heads["reasons"].replace("", _NO_VALUE),
+    )
+    return (
+        alt.Chart(_figure.inline(values.to_dict("records")))
+        .mark_rect()
+        .encode(
+            x=alt.X("layer:O")
+            .title("Layer")
+            .scale(domain=list(range(n_layers)))
+            .axis(values=_ticks(n_layers, cell, _LAYER_LABEL_WIDTH), labelAngle=0),
+            y=alt.Y("head:O")
+            .title("Head")
+            .scale(domain=list(range(n_heads)))
+            .axis(values=_ticks(n_heads, cell, _HEAD_LABEL_HEIGHT)),
+            color=alt.Color("category:N")
+            .scale(domain=list(colors), range=list(colors.values()))
+            .legend(_figure.legend()),
+            tooltip=[
+                alt.Tooltip("name:N", title="Head"),
+                alt.Tooltip("labels:N", title="Labels"),
+                alt.Tooltip("reasons:N", title="Reasons"),
+            ],
+        )
+        # A whole number of pixels: cells of fractional size show seams between them.
+        .properties(
+            width=alt.Step(cell),
+            height=alt.Step(cell),
+            title=_figure.title(str(heads["model"].iloc[0]), cell * n_layers),
+        )
+    )
+
+
+def _cell(heads: pd.DataFrame, panels: int) -> int:
+    """Pixels of a cell's side: one size for all panels, for the largest model among them."""
+    width = _figure.FIGURE_WIDTH // _figure.columns(panels)
+    smallest, largest = _CELL_LIMITS
+    fitting = min(width // heads["n_layers"].max(), _FIGURE_HEIGHT // heads["n_heads"].max())
+    return int(min(max(fitting, smallest), largest))
+
+
+def _ticks(count: int, cell: int, needed: int) -> list[int]:
+    """Every n-th of `count` cells, n a power of two, so that numbers of `needed` pixels fit."""
+    step = 1
+    while step * cell < needed:
+        step *= 2
+    return list(range(0, count, step))

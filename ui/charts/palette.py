@@ -1,0 +1,94 @@
+"""Colours of categories: the published ones where a taxonomy has them, stable ones elsewhere."""
+
+import colorsys
+from collections.abc import Iterable, Iterator
+
+UNCLASSIFIED = "Unclassified"
+UNCLASSIFIED_COLOR = "#d3d3d3"
+
+_MULTIPLE = {
+    2: ("2 categories", "#9467bd"),
+    3: ("3 categories", "#8c564b"),
+    4: ("4 categories", "#e377c2"),
+    5: ("5 or more categories", "#3d3d3d"),
+}
+MULTIPLE_COLORS = dict(_MULTIPLE.values())
+"""Of heads with several labels, by how many; in order."""
+
+_PUBLISHED = {
+    "function": {
+        "Algorithmic": "#1f77b4",
+        "Knowledge": "#ff7f0e",
+        "Linguistic": "#2ca02c",
+        "Translation": "#d62728",
+    },
+    "description_verdict": {
+        "described, plausible": "#1a7a37",
+        "rightly called unclear": "#a5d96a",
+        "described, implausible": "#e0433a",
+        "pattern missed": "#7f1018",
+    },
+}
+# Without the greys, purples, browns and pinks, which stand for none and for several labels.
+_CATEGORICAL = (
+    "#1f77b4",
+    "#ff7f0e",
+    "#2ca02c",
+    "#d62728",
+    "#17becf",
+    "#bcbd22",
+    "#aec7e8",
+    "#ffbb78",
+    "#98df8a",
+    "#ff9896",
+    "#9edae5",
+    "#dbdb8d",
+)
+_GOLDEN_RATIO = 0.618
+
+
+def label_colors(taxonomy: str, labels: Iterable[str]) -> dict[str, str]:
+    """A colour for each label of a taxonomy, in the order of legends and of stacked bars.
+
+    Args:
+        taxonomy: `function` and `description_verdict` have published colours, and all their
+            labels are in the answer; any other takes colours in the order of its sorted labels.
+        labels: The labels in use; give those of the whole catalog, and a label keeps its colour
+            whichever models are drawn.
+
+    Returns:
+        label -> '#rrggbb'; no two labels share a colour.
+    """
+    published = _PUBLISHED.get(taxonomy, {})
+    free = (color for color in _unlimited() if color not in published.values())
+    others = sorted(set(labels) - set(published))
+    return published | dict(zip(others, free, strict=False))
+
+
+def multiple(labels: int) -> str:
+    """The category of a head with this many labels, at least 2."""
+    return _MULTIPLE[min(labels, max(_MULTIPLE))][0]
+
+
+def ink(color: str) -> str:
+    """Black or white, whichever is easier to read on a colour '#rrggbb' (contrast as in WCAG)."""
+    # Equal contrast with black and white: (L + 0.05)^2 = 0.05 * 1.05.
+    return "black" if _luminance(color) > (0.05 * 1.05) ** 0.5 - 0.05 else "white"
+
+
+def _luminance(color: str) -> float:
+    channels = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _unlimited() -> Iterator[str]:
+    """The hand-picked colours, then hues spread by the golden ratio, which never come again."""
+    yield from _CATEGORICAL
+    place = 0
+    while True:
+        place += 1
+        channels = colorsys.hls_to_rgb(
+            place * _GOLDEN_RATIO % 1, (0.35, 0.55, 0.72)[place % 3], 0.6
+        )
+        yield "#" + "".join(f"{round(channel * 255):02x}" for channel in channels)

@@ -1,0 +1,168 @@
+"""What commands share: the catalog's option, and one vocabulary of output formats."""
+
+import importlib
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from catalog import Catalog, Result, Settings, connect
+from catalog.database import Database
+from catalog.errors import MissingExtraError, UsageError
+
+errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+class Format(StrEnum):
+    """How a table is written."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+    PARQUET = "parquet"
+
+
+@dataclass(frozen=True)
+class State:
+    """What the root command was given."""
+
+    db: str | None
+
+
+Db = Annotated[
+    str | None,
+    typer.Option("--db", metavar="URL", help="The catalog, if not the one in the settings."),
+]
+FormatOption = Annotated[
+    Format | None,
+    typer.Option("--format", "-f", help="By default a table, or what the suffix of -o says."),
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write here, not to stdout.")
+]
+
+
+def url_of(context: typer.Context, db: str | None) -> str:
+    """The catalog's URL: the command's own option, the root's, or the settings'."""
+    state: State = context.obj
+    return db or state.db or Settings().database_url
+
+
+def open_catalog(context: typer.Context, db: str | None, *, create: bool = False) -> Catalog:
+    return connect(url_of(context, db), create=create)
+
+
+def database_of(context: typer.Context, db: str | None) -> Database:
+    """The database itself, whatever its schema."""
+    return Database(url_of(context, db), lock_timeout=Settings().lock_timeout)
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import a part of the project whose packages are optional.
+
+    Raises:
+        MissingExtraError: Naming the command that installs them.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            f"this needs the package {error.name}, which is not installed; "
+            f"install it with `pip install 'head-catalog[{extra}]'`"
+        ) from error
+
+
+def write(result: Result, form: Format | None, output: Path | None) -> None:
+    """Write a result to stdout or a file.
+
+    Raises:
+        UsageError: If the file's suffix says nothing, or the file cannot be written.
+    """
+    chosen = form or _form_of(output)
+    if output is None:
+        if chosen is Format.PARQUET and sys.stdout.isatty():
+            raise UsageError("Parquet is no text; give a file with -o FILE")
+        sys.stdout.buffer.write(_bytes(result, chosen))
+        sys.stdout.flush()
+        return
+    try:
+        output.write_bytes(_bytes(result, chosen))
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written: {error.strerror}") from error
+
+
+def _form_of(output: Path | None) -> Format:
+    if output is None:
+        return Format.TABLE
+    suffix = output.suffix.removeprefix(".")
+    if suffix == "txt":
+        return Format.TABLE
+    try:
+        return Format(suffix)
+    except ValueError:
+        raise UsageError(
+            f"the suffix of {output} names no format; give --format table, csv, json or parquet"
+        ) from None
+
+
+def _bytes(result: Result, form: Format) -> bytes:
+    buffer = io.BytesIO()
+    match form:
+        case Format.TABLE:
+            return _table(result.rows(), result.columns).encode()
+        case Format.JSON:
+            return (json.dumps(result.rows(), default=_plain, indent=1) + "\n").encode()
+        case Format.CSV:
+            pyarrow.csv.write_csv(_flat(result.arrow()), buffer)
+        case Format.PARQUET:
+            pyarrow.parquet.write_table(result.arrow(), buffer)
+    return buffer.getvalue()
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    """CSV has no nested values: those become JSON text."""
+    columns = [
+        pa.array([None if v is None else json.dumps(v, default=_plain) for v in column.to_pylist()])
+        if pa.types.is_nested(column.type)
+        else column
+        for column in table.columns
+    ]
+    return pa.table(columns, names=table.column_names)
+
+
+def _plain(value: object) -> Any:
+    isoformat = getattr(value, "isoformat", None)
+    return isoformat() if isoformat else str(value)
+
+
+def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        numbers = all(isinstance(row[column], int | float | None) for row in rows)
+        table.add_column(column, justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row[column]) for column in columns))
+    # Data in a pipe must not be folded to some terminal's width.
+    width = None if sys.stdout.isatty() else 10_000
+    console = Console(file=io.StringIO(), width=width, markup=False, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(_plain(value))

@@ -1,0 +1,53 @@
+"""The schema: `db upgrade`, `db downgrade`, `db check`."""
+
+from typing import Annotated
+
+import typer
+
+from catalog import schema
+from ui.cli.common import Db, database_of, errors
+
+group = typer.Typer(help="Make, upgrade and check the database.", no_args_is_help=True)
+
+
+@group.command()
+def upgrade(context: typer.Context, db: Db = None) -> None:
+    """Bring the schema to this release's, making the database where there is none.
+
+    Example: heads db upgrade --db postgresql+psycopg://me@server/heads
+    """
+    database = database_of(context, db)
+    before, after = schema.upgrade(database)
+    errors.print(
+        f"{database.name} is at schema {after}"
+        + ("" if before == after else f" (was {before or 'empty'})")
+    )
+
+
+@group.command()
+def downgrade(
+    context: typer.Context,
+    revision: Annotated[str, typer.Argument(help="-1: one step back; base: drop everything.")],
+    db: Db = None,
+) -> None:
+    """Take the schema back.
+
+    Example: heads db downgrade 0001
+    """
+    database = database_of(context, db)
+    _, after = schema.downgrade(database, revision)
+    errors.print(f"{database.name} is at schema {after or 'none'}")
+
+
+@group.command()
+def check(context: typer.Context, db: Db = None) -> None:
+    """Verify that the database has this release's schema, and exactly its tables.
+
+    Example: heads db check
+    """
+    database = database_of(context, db)
+    errors.print(f"{database.name} is as declared, at schema {schema.check(database)}")
+
+
+def add_to(app: typer.Typer) -> None:
+    app.add_typer(group, name="db")

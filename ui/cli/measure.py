@@ -1,0 +1,123 @@
+"""Measuring models: `ingest`."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from catalog.errors import UsageError
+from ui.cli.common import Db, errors, open_catalog, require
+
+
+class _Shown:
+    """Progress as bars on stderr: what is done stays, what is under way moves."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self._task = bars.add_task("starting", total=None)
+
+    def stage(self, text: str) -> None:
+        self._bars.update(self._task, description=text, total=None, completed=0)
+
+    def steps(self, text: str, total: int) -> None:
+        self._bars.reset(self._task, description=text, total=total)
+
+    def advance(self) -> None:
+        self._bars.advance(self._task)
+
+    def note(self, text: str) -> None:
+        self._bars.console.print(text)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[_Shown]:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Bars(*columns, console=errors, transient=True) as bars:
+        yield _Shown(bars)
+
+
+def ingest(
+    context: typer.Context,
+    model: Annotated[
+        list[str], typer.Argument(help="A folder, a .gguf file or a Hub id (ORGANISATION/NAME).")
+    ],
+    suite: Annotated[
+        list[str] | None, typer.Option(help="patterns or relations; may be repeated.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    name: Annotated[str | None, typer.Option(help="What the catalog shall call it.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    relations: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Your relation set: a folder of *.json.")
+    ] = None,
+    probe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Your sequences or texts: a JSONL file.")
+    ] = None,
+    only: Annotated[
+        bool, typer.Option("--only", help="Your relations or probe alone, not the shipped ones.")
+    ] = False,  # noqa: FBT002 - an option's default
+    force: Annotated[bool, typer.Option("--force", help="Measure again what is there.")] = False,  # noqa: FBT002
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Unpickle weights; can run any code in them.")
+    ] = False,  # noqa: FBT002
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,  # noqa: FBT002
+    db: Db = None,
+) -> None:
+    """Measure every head of a model and write the scores into the catalog.
+
+    What has been measured already, on the same contents, is left as it is.
+
+    Example: heads ingest ./my-model --suite patterns
+
+    Example: heads ingest HuggingFaceTB/SmolLM2-135M --revision main
+
+    Example: heads ingest model.gguf --relations my_relations --only
+    """
+    run = require("ingest.run", "ingest")
+    if name is not None and len(model) > 1:
+        raise UsageError("--name is for one model; several were given")
+    requests = [
+        run.IngestRequest(
+            model=one,
+            suites=tuple(suite or run.SUITES),
+            name=name,
+            revision=revision,
+            device=device,
+            dtype=dtype,
+            relations=str(relations) if relations else None,
+            probe=str(probe) if probe else None,
+            only=only,
+            force=force,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+        )
+        for one in model
+    ]
+    catalog = open_catalog(context, db, create=True)
+    for request in requests:
+        with _progress() as progress:
+            outcomes = run.ingest(catalog, request, progress)
+        for outcome in outcomes:
+            runs = ", ".join(map(str, outcome.run_ids))
+            errors.print(
+                f"{outcome.model}: {outcome.suite} published as run {runs}"
+                if outcome.is_new
+                else f"{outcome.model}: {outcome.suite} is there already (run {runs}); nothing "
+                "done, --force measures again"
+            )
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(ingest)
