@@ -16,7 +16,7 @@ def insert(connection: Connection, target: Table, rows: pa.Table) -> None:
     columns = ", ".join(map(quote, rows.column_names))
     cursor = connection.connection.cursor()
     try:
-        with cursor.copy(f"COPY {quote(target.name)} ({columns}) FROM STDIN") as copy:  # type: ignore[attr-defined]
+        with cursor.copy(f"COPY {quote(target.name)} ({columns}) FROM STDIN") as copy:
             for batch in rows.to_batches(max_chunksize=50_000):
                 for row in zip(*batch.to_pydict().values(), strict=True):
                     copy.write_row(row)

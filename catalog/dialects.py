@@ -14,7 +14,7 @@ from sqlalchemy.sql.compiler import DDLCompiler
 _IN_PLACE = {"create_index", "drop_index", "create_column_comment", "create_table_comment"}
 
 
-class CatalogDuckDBImpl(DuckDBImpl):  # type: ignore[misc]
+class CatalogDuckDBImpl(DuckDBImpl):
     """Rebuilds a table for nearly every change: DuckDB's ALTER can do very little."""
 
     __dialect__ = "duckdb"

@@ -170,7 +170,10 @@ def _absent(row: _Row, heads: dict[tuple[str, int, int], int]) -> str:
             f"the catalog has no model {row.model!r}; ingest it, or make its layout known with "
             f"`heads models add {row.model!r} --layers N --heads N`"
         )
-    layers, per_layer = (1 + max(place[axis] for place in layout) for axis in (1, 2))
+    layers, per_layer = (
+        1 + max(places)
+        for places in zip(*((layer, head) for _, layer, head in layout), strict=True)
+    )
     return (
         f"{row.model} has {layers} layers of {per_layer} heads, counted from 0, "
         f"and no L{row.layer}H{row.head}"

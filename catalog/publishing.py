@@ -199,7 +199,7 @@ def _take_turn(session: Session, model: str) -> None:
         session.execute(select(func.pg_advisory_xact_lock(func.hashtext(model))))
 
 
-def _running_here() -> Select[tuple[Run]]:
+def _running_here() -> Select[Run]:
     return select(Run).where(Run.status == "running", Run.host == platform.node())
 
 
@@ -345,12 +345,8 @@ def _score_rows(
     measurements: Sequence[Measurement],
 ) -> pa.Table:
     metrics = {name: key for name, key in session.execute(select(Metric.name, Metric.id))}  # noqa: C416
-    probes = {
-        name: key
-        for name, key in session.execute(
-            select(Probe.name, Probe.id).join(RunProbe).where(RunProbe.run_id == run_id)
-        )
-    }
+    of_run = select(Probe.name, Probe.id).join(RunProbe).where(RunProbe.run_id == run_id)
+    probes = {name: key for name, key in session.execute(of_run)}  # noqa: C416
     columns: dict[str, list[Any]] = {"metric_id": [], "head_id": [], "probe_id": [], "value": []}
     # In order of metric, then head: DuckDB's zone maps then find one metric without an index.
     for one in sorted(measurements, key=lambda one: metrics[one.metric]):

@@ -11,7 +11,6 @@ from catalog.catalog import Catalog
 from catalog.errors import UsageError
 from catalog.sql import Result
 
-
 USUAL_PROBES = ("shipped", "plain", "random_repeat")
 """What is meant where nobody says on which probe, in this order."""
 

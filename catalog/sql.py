@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import duckdb
 import pyarrow as pa
@@ -137,7 +137,7 @@ def _arrow(result: CursorResult[Any]) -> pa.Table:
     rows = result.fetchall()
     arrays = []
     for index, column in enumerate(description):
-        kind = _ARROW_TYPES.get(column[1], pa.string())
+        kind = _ARROW_TYPES.get(cast("int", column[1]), pa.string())
         values = [row[index] for row in rows]
         if kind == pa.string():
             values = [None if value is None else _text(value) for value in values]

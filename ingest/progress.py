@@ -1,4 +1,4 @@
-"""How long work tells what it is doing; the command line draws it, tests and tasks may ignore it."""
+"""How long work tells what it is doing; the command line draws it, others may ignore it."""
 
 from typing import Protocol
 

@@ -26,7 +26,7 @@ from ingest.probes.sequences import Vocabulary
 from ingest.progress import Progress, Silence
 from ingest.readers import loading
 from ingest.readers.loading import LoadedModel
-from ingest.readers.source import Source, resolve
+from ingest.readers.source import resolve
 from ingest.suites import SUITES, Inputs, Plan
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
@@ -95,8 +95,8 @@ def ingest(
         trust_remote_code=request.trust_remote_code,
         on_progress=progress.stage,
     )
-    config = loading.read_config(source)
     prepared = loading.prepare(source, on_progress=progress.stage)
+    config = prepared.config
     vocabulary = Vocabulary(
         tokenizer=prepared.tokenizer,
         size=config.vocab_size,
@@ -117,7 +117,9 @@ def ingest(
             )
     if todo:
         loaded = loading.load(prepared, device=device, dtype=dtype, on_progress=progress.stage)
-        outcomes += [_run(catalog, loaded, plan, keys, dtype, progress) for plan, keys in todo]
+        outcomes += [
+            _run(catalog, loaded, plan, keys, dtype=dtype, progress=progress) for plan, keys in todo
+        ]
     return outcomes
 
 
@@ -159,6 +161,7 @@ def _run(
     loaded: LoadedModel,
     plan: Plan,
     keys: Mapping[str, str],
+    *,
     dtype: str,
     progress: Progress,
 ) -> Outcome:
@@ -168,7 +171,7 @@ def _run(
     run_id = publishing.begin(
         catalog.database,
         RunSpec(
-            model=loading.model_spec(source, loaded.config, n_params=loaded.model.num_parameters()),
+            model=loading.model_spec(source, loaded.model),
             suite=plan.suite,
             metrics=metrics,
             keyed_probes={key: plan.probes[name] for name, key in keys.items()},
@@ -224,7 +227,7 @@ def _commit() -> str | None:
     """The checkout's commit, with `-dirty` where it has changes; None for an installed release."""
     here = Path(__file__).parent
     try:
-        described = subprocess.run(  # noqa: S603 - fixed arguments
+        described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],  # noqa: S607
             cwd=here,
             capture_output=True,

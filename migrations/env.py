@@ -1,16 +1,21 @@
 """Runs the history on the connection that `catalog.schema` hands over."""
 
-import catalog.dialects  # noqa: F401 - registers what DuckDB needs
 from alembic import context
-from catalog.orm import Base
 from sqlalchemy import Connection
 from sqlalchemy.schema import SchemaItem
+
+import catalog.dialects  # noqa: F401 - registers what DuckDB needs
+from catalog.orm import Base
 
 PARTITION_PREFIX = "score_metric_"
 
 
 def include_object(
-    item: SchemaItem, name: str | None, kind: str, reflected: bool, _other: SchemaItem | None
+    item: SchemaItem,
+    name: str | None,
+    kind: str,
+    reflected: bool,  # noqa: FBT001 - Alembic's signature
+    _other: SchemaItem | None,
 ) -> bool:
     """Leave out of autogenerate what one database has by design and the other has not."""
     dialect = context.get_context().dialect.name

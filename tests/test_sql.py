@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-import catalogs
 import polars as pl
+import published
 import pyarrow as pa
 import pytest
 
@@ -28,7 +28,7 @@ WRITING = [
 
 @pytest.fixture
 def filled(empty_catalog: Catalog) -> Catalog:
-    catalogs.publish(empty_catalog, catalogs.begin(empty_catalog), catalogs.uniform(0.25))
+    published.publish(empty_catalog, published.begin(empty_catalog), published.uniform(0.25))
     return empty_catalog
 
 
@@ -40,10 +40,10 @@ def test_what_does_not_read_is_refused(filled: Catalog, query: str) -> None:
 
 
 def test_a_writing_query_in_reading_clothes_is_refused(new_postgresql_url: str) -> None:
-    import catalog  # noqa: PLC0415
+    import catalog
 
     one = catalog.connect(new_postgresql_url, create=True)
-    catalogs.publish(one, catalogs.begin(one), catalogs.uniform(0.25))
+    published.publish(one, published.begin(one), published.uniform(0.25))
     with pytest.raises(QueryError, match="read-only"):
         one.sql("WITH gone AS (DELETE FROM taxonomy RETURNING *) SELECT * FROM gone")
     with pytest.raises(QueryError, match="read-only"):
@@ -55,7 +55,7 @@ def test_a_writing_query_in_reading_clothes_is_refused(new_postgresql_url: str) 
     ["SELECT * FROM read_csv('{file}')", "SELECT * FROM '{file}'", "SELECT * FROM glob('/*')"],
 )
 def test_other_files_are_out_of_reach(duckdb_url: str, tmp_path: Path, query: str) -> None:
-    import catalog  # noqa: PLC0415
+    import catalog
 
     one = catalog.connect(duckdb_url, create=True)
     file = tmp_path / "secret.csv"
@@ -112,12 +112,12 @@ def test_head_facts(filled: Catalog) -> None:
 def test_both_databases_answer_with_the_same_types(
     new_postgresql_url: str, duckdb_url: str
 ) -> None:
-    import catalog  # noqa: PLC0415
+    import catalog
 
     schemas = []
     for url in (new_postgresql_url, duckdb_url):
         one = catalog.connect(url, create=True)
-        catalogs.publish(one, catalogs.begin(one), catalogs.uniform(0.25))
+        published.publish(one, published.begin(one), published.uniform(0.25))
         schemas.append(
             {
                 f"{view}.{field.name}": str(field.type)

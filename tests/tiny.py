@@ -80,7 +80,7 @@ def tokenizer(*, adds_bos: bool = False) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if adds_bos:
-        from tokenizers.processors import TemplateProcessing  # noqa: PLC0415
+        from tokenizers.processors import TemplateProcessing
 
         backend.post_processor = TemplateProcessing(
             single="<s> $A", pair=None, special_tokens=[("<s>", 1)]
@@ -103,7 +103,7 @@ def save(folder: Path, architecture: str, *, seed: int = 0, adds_bos: bool = Fal
 
 def relations(folder: Path) -> Path:
     """A relation set whose words the tiny tokenizer knows."""
-    import json  # noqa: PLC0415
+    import json
 
     folder.mkdir()
     successor = [[f"w{i}", f"w{i + 1}"] for i in range(3, 120)]

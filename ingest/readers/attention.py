@@ -7,7 +7,7 @@ is believed: see `prove`.
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -65,7 +65,7 @@ def observed_attention(
         patterns = logits.softmax(dim=-1, dtype=torch.float32)
     observe = _observer.get()
     if observe is not None:
-        observe(int(module.layer_idx), patterns, _allowed(patterns, attention_mask))
+        observe(cast("int", module.layer_idx), patterns, _allowed(patterns, attention_mask))
     return (patterns.to(query.dtype) @ values).transpose(1, 2).contiguous(), None
 
 

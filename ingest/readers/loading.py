@@ -1,12 +1,11 @@
 """Loading a verified checkpoint with transformers."""
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import platformdirs
 import torch
@@ -26,16 +25,19 @@ from catalog.errors import ModelError, UsageError
 from ingest.readers.architectures import layout
 from ingest.readers.source import Source
 
+_QUANTIZATION = "gguf_file_type"
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedModel:
-    """A checkpoint whose tokenizer is loaded and whose weights can be."""
+    """A checkpoint whose tokenizer is loaded and whose weights can be loaded."""
 
     source: Source
     folder: Path
     arguments: dict[str, Any]
+    config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
 
 
@@ -84,24 +86,9 @@ def choose_dtype(asked: str, device: str) -> str:
     return asked
 
 
-def read_config(source: Source) -> PreTrainedConfig:
-    """A checkpoint's configuration.
-
-    Raises:
-        ModelError: If it cannot be read, or the architecture is not a supported decoder.
-    """
-    try:
-        config = AutoConfig.from_pretrained(source.folder, **source.arguments)
-    except (ValueError, OSError, KeyError) as error:
-        raise ModelError(
-            f"the configuration of {source.name} cannot be read: {str(error).splitlines()[0]}"
-        ) from error
-    layout(config.model_type, source.name)
-    return config
-
-
-def model_spec(source: Source, config: PreTrainedConfig, *, n_params: int | None) -> ModelSpec:
-    """What the catalog keeps of a model, from its configuration."""
+def model_spec(source: Source, model: PreTrainedModel) -> ModelSpec:
+    """What the catalog keeps of a model."""
+    config = model.config
     n_heads = config.num_attention_heads
     return ModelSpec(
         name=source.name,
@@ -113,10 +100,10 @@ def model_spec(source: Source, config: PreTrainedConfig, *, n_params: int | None
         d_model=config.hidden_size,
         d_head=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
         vocab_size=config.vocab_size,
-        n_params=n_params,
+        n_params=model.num_parameters(),
         base_model=None,
         dtype=str(config.dtype).removeprefix("torch.") if config.dtype else None,
-        quantization=_quantization(source),
+        quantization=getattr(config, _QUANTIZATION, None),
         source=source.location,
     )
 
@@ -124,17 +111,32 @@ def model_spec(source: Source, config: PreTrainedConfig, *, n_params: int | None
 def prepare(
     source: Source, *, on_progress: Callable[[str], None] = lambda _: None
 ) -> PreparedModel:
-    """Make a checkpoint loadable and load its tokenizer.
+    """Make a checkpoint loadable, and load its configuration and tokenizer.
 
     Raises:
-        ModelError: If a GGUF file cannot be dequantised, or the tokenizer cannot be loaded.
+        ModelError: If a GGUF file is damaged, the configuration or tokenizer cannot be read, or
+            the architecture is not a supported decoder.
     """
     folder, arguments = source.folder, source.arguments
     if source.gguf:
         on_progress(f"dequantising {source.gguf} (kept for the next time)")
         folder, arguments = _dequantised(source), {}
-    tokenizer = _tokenizer(source, folder, arguments)
-    return PreparedModel(source=source, folder=folder, arguments=arguments, tokenizer=tokenizer)
+    try:
+        config = AutoConfig.from_pretrained(folder, **arguments)
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelError(
+            f"the configuration of {source.name} cannot be read: {str(error).splitlines()[0]}"
+        ) from error
+    layout(config.model_type, source.name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **arguments)
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer of {source.name} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
+    return PreparedModel(
+        source=source, folder=folder, arguments=arguments, config=config, tokenizer=tokenizer
+    )
 
 
 def load(
@@ -171,17 +173,10 @@ def load(
             f"the weights of {source.name} cannot be loaded: {str(error).strip().splitlines()[0]}"
         ) from error
     _require_finite(model, source.name)
-    return LoadedModel(source=source, model=model.to(device).eval(), tokenizer=prepared.tokenizer)
-
-
-def _tokenizer(source: Source, folder: Path, arguments: dict[str, Any]) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **arguments)
-    except Exception as error:
-        raise ModelError(
-            f"the tokenizer of {source.name} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
-    return tokenizer
+    placed = cast("nn.Module", model).to(device).eval()
+    return LoadedModel(
+        source=source, model=cast("PreTrainedModel", placed), tokenizer=prepared.tokenizer
+    )
 
 
 def _require_finite(model: nn.Module, name: str) -> None:
@@ -194,15 +189,6 @@ def _require_finite(model: nn.Module, name: str) -> None:
             )
 
 
-def _quantization(source: Source) -> str | None:
-    if not source.gguf:
-        return None
-    from gguf import GGUFReader, LlamaFileType  # noqa: PLC0415 - slow, seldom needed
-
-    field = GGUFReader(source.folder / source.gguf).get_field("general.file_type")
-    return None if field is None else LlamaFileType(field.contents()).name.removeprefix("MOSTLY_")
-
-
 def _dequantised(source: Source) -> Path:
     """A folder with the float32 weights of a GGUF file, made once per content and release."""
     key = source.revision.removeprefix("sha256:")
@@ -211,8 +197,9 @@ def _dequantised(source: Source) -> Path:
     if folder.is_dir():
         return folder
     assert source.gguf is not None  # noqa: S101 - narrows the type
+    file_type = _verified_file_type(source.folder / source.gguf)
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as room:
+    with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as room:
         try:
             with _quiet():
                 tokenizer = AutoTokenizer.from_pretrained(source.folder, gguf_file=source.gguf)
@@ -224,15 +211,33 @@ def _dequantised(source: Source) -> Path:
                 f"{source.name} cannot be dequantised: {str(error).splitlines()[0]}"
             ) from error
         # The weights are plain floats now; transformers would refuse to save them as a GGUF.
-        model.hf_quantizer = None
-        model.is_quantized = False
+        vars(model).update(hf_quantizer=None, is_quantized=False)
         del model.config.quantization_config
+        setattr(model.config, _QUANTIZATION, file_type)
         model.save_pretrained(room)
         tokenizer.save_pretrained(room)
-        with contextlib.suppress(FileExistsError, OSError):
-            shutil.copytree(room, folder.with_suffix(".new"), dirs_exist_ok=True)
-            folder.with_suffix(".new").rename(folder)
+        # Another process may have been faster; what it left is the same.
+        with contextlib.suppress(OSError):
+            Path(room).rename(folder)
     return folder
+
+
+def _verified_file_type(path: Path) -> str | None:
+    """A whole GGUF file's quantization, such as Q4_1.
+
+    Raises:
+        ModelError: If the file is truncated or damaged.
+    """
+    from gguf import GGUFReader, LlamaFileType  # noqa: PLC0415 - slow, and needed once a file
+
+    try:
+        reader = GGUFReader(path)
+    except Exception as error:
+        raise ModelError(f"{path} is truncated or damaged ({error}); fetch it again") from error
+    if not reader.tensors:
+        raise ModelError(f"{path} holds no tensors; fetch it again")
+    field = reader.get_field("general.file_type")
+    return None if field is None else LlamaFileType(field.contents()).name.removeprefix("MOSTLY_")
 
 
 @contextlib.contextmanager

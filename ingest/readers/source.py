@@ -7,19 +7,18 @@ written to a catalog.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from catalog.errors import ModelError, UsageError
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _HASHED = ("config.json", "*.safetensors", "*.safetensors.index.json", *_TOKENIZER_FILES)
-_CHUNK = 1 << 22
 _GGUF_MAGIC = b"GGUF"
 
 
@@ -100,7 +99,7 @@ def resolve(
             name=name or path.stem,
             folder=path.parent,
             gguf=path.name,
-            revision=_content_hash([path]),
+            revision=_content_hash(path),
             location=f"gguf:{path}",
             **trust,
         )
@@ -110,7 +109,7 @@ def resolve(
         name=name or path.name,
         folder=path,
         gguf=None,
-        revision=_content_hash(_hashed_files(path)),
+        revision=_content_hash(path),
         location=f"folder:{path}",
         **trust,
     )
@@ -196,33 +195,23 @@ def _verify_safetensors(path: Path) -> None:
 
 
 def _verify_gguf(path: Path) -> None:
-    from gguf import GGUFReader  # noqa: PLC0415 - slow, seldom needed
-
+    # Whether all tensors are there is found when they are dequantised, which is done once.
     with path.open("rb") as file:
         if file.read(len(_GGUF_MAGIC)) != _GGUF_MAGIC:
             raise ModelError(
                 f"{path} is no GGUF file; expected a .gguf file or a folder with config.json"
             )
-    try:
-        tensors = GGUFReader(path).tensors
-        # The reader maps tensors lazily and numpy cuts short what lies beyond the end.
-        whole = all(tensor.data.nbytes == tensor.n_bytes for tensor in tensors)
-    except Exception as error:
-        raise ModelError(f"{path} is truncated or damaged ({error}); fetch it again") from error
-    if not tensors or not whole:
-        raise ModelError(f"{path} is truncated: not all of its tensors are there; fetch it again")
 
 
-def _hashed_files(folder: Path) -> Iterator[Path]:
-    for pattern in (*_HASHED, *_PICKLES):
-        yield from sorted(folder.glob(pattern))
-
-
-def _content_hash(files: Iterator[Path] | list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.name.encode())
+def _content_hash(path: Path) -> str:
+    """Of a file's bytes, or of a folder's configuration, weights and tokenizer with their names."""
+    if path.is_file():
         with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    digest = hashlib.sha256()
+    for pattern in (*_HASHED, *_PICKLES):
+        for one in sorted(path.glob(pattern)):
+            with one.open("rb") as file:
+                digest.update(one.name.encode())
+                digest.update(hashlib.file_digest(file, "sha256").digest())
     return f"sha256:{digest.hexdigest()}"

@@ -27,10 +27,18 @@ class Inputs:
 class Plan(Protocol):
     """One suite on one model: its probes, and how to measure any of them."""
 
-    suite: str
-    probes: Mapping[str, ProbeSpec]
-    params: Mapping[str, Any]
-    notes: Mapping[str, Any]
+    @property
+    def suite(self) -> str: ...
+
+    @property
+    def probes(self) -> Mapping[str, ProbeSpec]: ...
+
+    @property
+    def params(self) -> Mapping[str, Any]: ...
+
+    @property
+    def notes(self) -> Mapping[str, Any]:
+        """What was skipped and why."""
 
     def metrics(self, probes: Sequence[str]) -> list[MetricSpec]:
         """What will be measured on these probes."""
@@ -45,7 +53,7 @@ class Planner(Protocol):
     """Makes a suite's plan."""
 
     def __call__(
-        self, config: PreTrainedConfig, vocabulary: Vocabulary, inputs: Inputs
+        self, config: PreTrainedConfig, vocabulary: Vocabulary, inputs: Inputs, /
     ) -> Plan | None:
         """None where there is nothing of this suite to measure.
 

@@ -4,6 +4,8 @@ Revision ID: 0001
 Revises:
 """
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -15,6 +17,9 @@ depends_on = None
 
 def upgrade() -> None:
     on_postgresql = op.get_context().dialect.name == "postgresql"
+    partitioned: dict[str, Any] = (
+        {"postgresql_partition_by": "LIST (metric_id)"} if on_postgresql else {}
+    )
     op.create_table(
         "metric",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -72,7 +77,7 @@ def upgrade() -> None:
         sa.Column("probe_id", sa.Integer(), nullable=False),
         sa.Column("run_id", sa.Integer(), nullable=False),
         sa.Column("value", sa.Double(), nullable=True),
-        **({"postgresql_partition_by": "LIST (metric_id)"} if on_postgresql else {}),
+        **partitioned,
     )
     if on_postgresql:
         op.create_index(

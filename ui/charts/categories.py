@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable
+from itertools import chain
 
 import pandas as pd
 
@@ -42,17 +43,25 @@ def categorize(frame: pd.DataFrame) -> pd.DataFrame:
     _require(frame)
     # A dictionary, since a groupby that calls Python takes seconds for tens of thousands of heads.
     given: defaultdict[tuple[str, int, int], dict[str, list[str]]] = defaultdict(dict)
-    for row in frame[frame["label"].notna()].itertuples():
-        why = row.source if pd.isna(row.reason) else f"{row.reason} ({row.source})"
-        labels = given[row.model, row.layer, row.head]
-        labels.setdefault(row.label, []).append(f"{row.label}: {why}")
+    labelled = frame[frame["label"].notna()]
+    for model, layer, head, label, source, reason in zip(
+        *(labelled[column] for column in (*_HEAD, "label", "source", "reason")), strict=True
+    ):
+        why = source if pd.isna(reason) else f"{reason} ({source})"
+        given[model, layer, head].setdefault(label, []).append(f"{label}: {why}")
     heads = frame.drop_duplicates(_HEAD)[[*_HEAD, "name", "n_layers", "n_heads"]]
     found = [given.get(place, {}) for place in heads[_HEAD].itertuples(index=False, name=None)]
-    return heads.assign(
-        category=[_category(labels) for labels in found],
-        labels=[tuple(sorted(labels)) for labels in found],
-        reasons=["; ".join(sum((labels[name] for name in sorted(labels)), [])) for labels in found],
-    ).reset_index(drop=True)
+    summary = pd.DataFrame(
+        {
+            "category": [_category(labels) for labels in found],
+            "labels": [tuple(sorted(labels)) for labels in found],
+            "reasons": [
+                "; ".join(chain(*(labels[name] for name in sorted(labels)))) for labels in found
+            ],
+        },
+        index=heads.index,
+    )
+    return pd.concat([heads, summary], axis="columns").reset_index(drop=True)
 
 
 def category_colors(
@@ -66,17 +75,13 @@ def category_colors(
         labels: Its labels in the whole catalog; those of `heads` are added.
 
     Returns:
-        category -> '#rrggbb': every label of the taxonomy, then the numbers of labels that occur,
-        then `Unclassified`.
+        category -> '#rrggbb': every label of the taxonomy, then the numbers of labels that occur.
+        `Unclassified` is not among them: charts of labelled heads know none.
     """
     occurring = set(heads["category"])
     several = {name: color for name, color in palette.MULTIPLE_COLORS.items() if name in occurring}
     used = {label for given in heads["labels"] for label in given}
-    return (
-        palette.label_colors(taxonomy, {*labels, *used})
-        | several
-        | {palette.UNCLASSIFIED: palette.UNCLASSIFIED_COLOR}
-    )
+    return palette.label_colors(taxonomy, {*labels, *used}) | several
 
 
 def category_counts(
@@ -91,10 +96,11 @@ def category_counts(
 
     Returns:
         model, category, heads, share (of all heads of the model, 0 to 1). Every category has a
-        row for every model, in the order of a legend.
+        row for every model, in the order of a legend, `Unclassified` last.
     """
     heads = categorize(frame)
-    order = list(category_colors(heads, taxonomy=taxonomy, labels=labels))
+    colors = category_colors(heads, taxonomy=taxonomy, labels=labels)
+    order = list(colors | {palette.UNCLASSIFIED: palette.UNCLASSIFIED_COLOR})
     rows = [
         (model, category, count, count / len(part))
         for model, part in heads.groupby("model", sort=False)

@@ -5,13 +5,15 @@ from collections.abc import Iterable
 import altair as alt
 import pandas as pd
 
-from ui.charts import _figure
+from ui.charts import _figure, palette
 from ui.charts.categories import categorize, category_colors
 
 _CELL_LIMITS = (3, 18)
 _FIGURE_HEIGHT = 640
 _LAYER_LABEL_WIDTH = 20
 _HEAD_LABEL_HEIGHT = 12
+# The page draws SVG unless told otherwise, and slows down with that many elements.
+_MOST_CELLS_AS_SVG = 2000
 _NO_VALUE = "\u2013"
 
 
@@ -31,9 +33,13 @@ def category_map(
     """
     heads = categorize(frame)
     colors = category_colors(heads, taxonomy=taxonomy, labels=labels)
+    colors |= {palette.UNCLASSIFIED: palette.UNCLASSIFIED_COLOR}
     models = [part for _, part in heads.groupby("model", sort=False)]
     cell = _cell(heads, len(models))
-    return _figure.figure([_panel(part, colors, cell) for part in models])
+    figure = _figure.figure([_panel(part, colors, cell) for part in models])
+    if len(heads) > _MOST_CELLS_AS_SVG:
+        figure.usermeta = {"embedOptions": {"renderer": "canvas"}}
+    return figure
 
 
 def _panel(heads: pd.DataFrame, colors: dict[str, str], cell: int) -> alt.Chart:
@@ -42,8 +48,8 @@ def _panel(heads: pd.DataFrame, colors: dict[str, str], cell: int) -> alt.Chart:
         labels=[", ".join(given) or _NO_VALUE for given in heads["labels"]],
         reasons=heads["reasons"].replace("", _NO_VALUE),
     )
-    return (
-        alt.Chart(_figure.inline(values.to_dict("records")))
+    panel: alt.Chart = (
+        alt.Chart(_figure.inline(values))
         .mark_rect()
         .encode(
             x=alt.X("layer:O")
@@ -70,6 +76,7 @@ def _panel(heads: pd.DataFrame, colors: dict[str, str], cell: int) -> alt.Chart:
             title=_figure.title(str(heads["model"].iloc[0]), cell * n_layers),
         )
     )
+    return panel
 
 
 def _cell(heads: pd.DataFrame, panels: int) -> int:

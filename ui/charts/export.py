@@ -16,7 +16,7 @@ _SUFFIXES = (".png", ".svg", ".html")
 class _InScript(json.JSONEncoder):
     """JSON that can stand in a <script>: a model named `</script>` must not end it."""
 
-    def encode(self, o: Any) -> str:  # noqa: ANN401 - as declared by json
+    def encode(self, o: Any) -> str:
         return super().encode(o).replace("<", "\\u003c")
 
 

@@ -1,5 +1,6 @@
 """Layer-bin bars: how many heads of each label lie in equal bins of layers."""
 
+import math
 from collections.abc import Iterable, Iterator
 
 import altair as alt
@@ -11,13 +12,13 @@ from ui.charts.categories import categorize, category_colors
 
 DEFAULT_BINS = 4
 
-_BAR_STEPS = (64, 84)
-_BAR_SHARE = 0.62
+_BAR_STEPS = (64, 88)
+_BAR_SHARE = 0.52
 _TEXT_HEIGHT = 11
 _HEIGHTS = (280, 480)
 _HEADROOM = 1.04
 # Reads on white paper as well as on the page's dark background.
-_TEXT_BESIDE_COLOR = "#777777"
+_TEXT_BESIDE_COLOR = "#808080"
 
 
 def bin_counts(
@@ -52,27 +53,19 @@ def bin_counts(
             no head at all.
     """
     heads = categorize(frame)
-    order = list(_colors(heads, taxonomy, labels))
+    order = list(category_colors(heads, taxonomy=taxonomy, labels=labels))
     rows = []
     for model, part in heads.groupby("model", sort=False):
         for start, stop in _bins(int(part["n_layers"].iloc[0]), bins, width):
-            inside = part[part["layer"].between(start, stop - 1)]
+            inside = part[part["layer"].between(start, stop - 1) & part["labels"].astype(bool)]
             counts = inside["category"].value_counts().reindex(order, fill_value=0)
             total = counts.sum()
-            rows += [
-                (
-                    model,
-                    f"[{start}, {stop})",
-                    start,
-                    stop,
-                    label,
-                    count,
-                    count / total if total else None,
-                )
-                for label, count in counts.items()
-            ]
+            name = f"[{start}, {stop})"
+            for label, count in counts.items():
+                share = count / total if total else math.nan
+                rows.append((model, name, start, stop, label, count, share))
     columns = ["model", "bin", "start", "stop", "label", "heads", "share"]
-    return pd.DataFrame(rows, columns=columns).astype({"share": "float64"})
+    return pd.DataFrame(rows, columns=columns)
 
 
 def layer_bins(
@@ -99,16 +92,11 @@ def layer_bins(
     """
     labels = list(labels)
     counts = bin_counts(frame, taxonomy=taxonomy, labels=labels, bins=bins, width=width)
-    colors = _colors(categorize(frame), taxonomy, labels)
+    colors = category_colors(categorize(frame), taxonomy=taxonomy, labels=labels)
     models = [part for _, part in counts.groupby("model", sort=False)]
     height = max(_height(part) for part in models)
     columns = _figure.columns(len(models))
     return _figure.figure([_panel(part, colors, height, columns) for part in models])
-
-
-def _colors(heads: pd.DataFrame, taxonomy: str, labels: Iterable[str]) -> dict[str, str]:
-    colors = category_colors(heads, taxonomy=taxonomy, labels=labels)
-    return {name: color for name, color in colors.items() if name != palette.UNCLASSIFIED}
 
 
 def _bins(n_layers: int, bins: int | None, width: int | None) -> Iterator[tuple[int, int]]:
@@ -129,11 +117,11 @@ def _panel(
     top = _top(counts)
     narrowest, widest = _BAR_STEPS
     step = min(max(_figure.FIGURE_WIDTH // columns // len(order), narrowest), widest)
-    segments = [
+    segments = pd.DataFrame(
         segment
         for _, bar in counts.groupby("start")
         for segment in _segments(bar, colors, heads_per_text=_TEXT_HEIGHT * top / height)
-    ]
+    )
     base = alt.Chart(_figure.inline(segments)).encode(
         x=alt.X("bin:O")
         .title("Layers")
@@ -141,7 +129,10 @@ def _panel(
         .axis(labelAngle=0, labelLimit=0)
     )
     bars = base.mark_bar().encode(
-        y=alt.Y("below:Q").title("# heads").scale(domain=[0, top], nice=False).axis(tickMinStep=1),
+        y=alt.Y("below:Q")
+        .title("# heads")
+        .scale(domain=[0, top], nice=False)
+        .axis(tickMinStep=1, tickCount=6),
         y2="above:Q",
         color=alt.Color("label:N")
         .scale(domain=list(colors), range=list(colors.values()))
@@ -164,11 +155,12 @@ def _panel(
         color=_TEXT_BESIDE_COLOR,
     )
     texts = [layer.encode(y="middle:Q", text="text:N") for layer in (inside, beside)]
-    return alt.layer(bars, *texts).properties(
+    panel: alt.LayerChart = alt.LayerChart(layer=[bars, *texts]).properties(
         width=step * len(order),
         height=height,
         title=_figure.title(str(counts["model"].iloc[0]), step * len(order)),
     )
+    return panel
 
 
 def _segments(
@@ -181,27 +173,29 @@ def _segments(
         colors: Of the labels.
         heads_per_text: Height of a line of text, in heads.
     """
-    below, lowest_free = 0, 0.0
-    for row in bar[bar["heads"] > 0].iloc[::-1].itertuples():
-        above = below + int(row.heads)
-        middle = (below + above) / 2
-        beside = row.heads < heads_per_text
+    below, lowest_free = 0, heads_per_text / 2
+    drawn = bar[bar["heads"] > 0].iloc[::-1]
+    for place, label, heads, share in zip(
+        *(drawn[column] for column in ("bin", "label", "heads", "share")), strict=True
+    ):
+        middle = below + heads / 2
+        beside = heads < heads_per_text
         if beside:
             # Texts of neighbouring thin segments are pushed apart, upwards.
             middle = max(middle, lowest_free)
             lowest_free = middle + heads_per_text
         yield {
-            "bin": row.bin,
-            "label": row.label,
-            "heads": int(row.heads),
+            "bin": place,
+            "label": label,
+            "heads": heads,
             "below": below,
-            "above": above,
+            "above": below + heads,
             "middle": middle,
-            "beside": bool(beside),
-            "text": f"{row.share:.1%}",
-            "ink": palette.ink(colors[row.label]),
+            "beside": beside,
+            "text": f"{share:.1%}",
+            "ink": palette.ink(colors[label]),
         }
-        below = above
+        below += heads
 
 
 def _top(counts: pd.DataFrame) -> float:

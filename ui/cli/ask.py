@@ -52,7 +52,7 @@ def top(
         str | None, typer.Option(help="Measured on this probe; by default the usual one.")
     ] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="How many heads.")] = 10,
-    lowest: Annotated[bool, typer.Option("--lowest", help="Smallest first.")] = False,  # noqa: FBT002 - an option's default
+    lowest: Annotated[bool, typer.Option("--lowest", help="Smallest first.")] = False,
     form: FormatOption = None,
     output: OutputOption = None,
     db: Db = None,

@@ -65,14 +65,14 @@ def ingest(
     ] = None,
     only: Annotated[
         bool, typer.Option("--only", help="Your relations or probe alone, not the shipped ones.")
-    ] = False,  # noqa: FBT002 - an option's default
-    force: Annotated[bool, typer.Option("--force", help="Measure again what is there.")] = False,  # noqa: FBT002
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Measure again what is there.")] = False,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Unpickle weights; can run any code in them.")
-    ] = False,  # noqa: FBT002
+    ] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,  # noqa: FBT002
+    ] = False,
     db: Db = None,
 ) -> None:
     """Measure every head of a model and write the scores into the catalog.

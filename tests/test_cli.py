@@ -1,0 +1,208 @@
+"""The command line: data on stdout, everything else on stderr, stable exit codes."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import published
+import pytest
+import tiny
+
+import catalog
+from catalog import Catalog
+
+Heads = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def heads(tmp_path: Path) -> Heads:
+    """Runs the command in an empty folder, whose `heads.duckdb` is then the default catalog."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [Path(sys.executable).with_name("heads"), *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"COLUMNS": "200"} | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Catalog:
+    one = catalog.connect(f"duckdb:///{tmp_path / 'heads.duckdb'}", create=True)
+    values: published.Values = [[0.1, 0.2, 0.3, None], [0.9, 0.4, 0.5, 0.6], [0.0, 0.0, 0.0, 0.0]]
+    published.publish(one, published.begin(one), values)
+    return one
+
+
+def test_sql_in_every_format(heads: Heads, filled: Catalog, tmp_path: Path) -> None:
+    assert filled
+    query = "SELECT layer, head, value FROM scores WHERE value > 0.45 ORDER BY value DESC"
+    table = heads("sql", query)
+    assert table.stdout.splitlines()[:2] == ["layer  head  value", "    1     0    0.9"]
+    rows = json.loads(heads("sql", query, "--format", "json").stdout)
+    assert rows[0] == {"layer": 1, "head": 0, "value": 0.9}
+    assert len(rows) == 3
+    read = list(csv.DictReader(io.StringIO(heads("sql", query, "-f", "csv").stdout)))
+    assert read[2] == {"layer": "1", "head": "2", "value": "0.5"}
+    assert heads("sql", query, "-o", "out.parquet").returncode == 0
+    assert pl.read_parquet(tmp_path / "out.parquet")["value"].to_list() == [0.9, 0.6, 0.5]
+    unknown = heads("sql", query, "-o", "out.xyz")
+    assert unknown.returncode == 2
+    assert "names no format" in unknown.stderr
+
+
+def test_sql_reads_only(heads: Heads, filled: Catalog) -> None:
+    done = heads("sql", "DELETE FROM score")
+    assert done.returncode == 7
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: expected a query that reads (SELECT), got DELETE")
+    assert "Traceback" not in done.stderr
+    assert len(filled.sql("SELECT * FROM scores")) == 12
+
+
+def test_top_and_show(heads: Heads, filled: Catalog) -> None:
+    assert filled
+    rows = json.loads(heads("top", "induction", "-n", "2", "--format", "json").stdout)
+    assert [(row["name"], row["value"]) for row in rows] == [("L1H0", 0.9), ("L1H3", 0.6)]
+    lowest = json.loads(heads("top", "induction", "--lowest", "-n", "1", "-f", "json").stdout)
+    assert lowest[0]["name"] == "L2H0"
+    near = heads("top", "inductoin")
+    assert (near.returncode, "did you mean induction?" in near.stderr) == (2, True)
+    of_head = json.loads(heads("show", "m", "l1h0", "-f", "json").stdout)
+    assert of_head[0]["value"] == 0.9
+    assert "3 layers of 4 heads" in heads("show", "m", "L3H0").stderr
+    assert "write it like L5H3" in heads("show", "m", "5.3").stderr
+    assert "run 1" in heads("show", "m").stdout
+    unknown = heads("show", "mm")
+    assert (unknown.returncode, "no model 'mm'" in unknown.stderr) == (2, True)
+
+
+def test_models_metrics_and_layouts(heads: Heads) -> None:
+    assert heads("models").returncode == 5
+    added = heads("models", "add", "gpt2-xl", "--layers", "48", "--heads", "25")
+    assert added.returncode == 0, added.stderr
+    rows = json.loads(heads("models", "--format", "json").stdout)
+    assert (rows[0]["model"], rows[0]["n_layers"], rows[0]["n_heads"]) == ("gpt2-xl", 48, 25)
+    again = heads("models", "add", "gpt2-xl", "--layers", "48", "--heads", "25")
+    assert (again.returncode, "already" in again.stderr) == (2, True)
+    assert heads("models", "add", "x", "--layers", "0", "--heads", "2").returncode == 2
+    assert heads("metrics", "--format", "json").stdout == "[]\n"
+
+
+def test_labels_are_imported_as_a_whole(heads: Heads, tmp_path: Path) -> None:
+    heads("models", "add", "gpt2-xl", "--layers", "48", "--heads", "25")
+    file = tmp_path / "labels.csv"
+    header = "model,layer,head,taxonomy,label,confidence\n"
+    good = "gpt2-xl,0,24,verdict,plausible,0.9\ngpt2-xl,47,0,verdict,unclear,\n"
+    bad = {
+        "gpt2-xl,48,0,verdict,unclear,": "line 4: gpt2-xl has 48 layers of 25 heads",
+        "gpt2,0,0,verdict,unclear,": "no model 'gpt2'; ingest it, or make its layout known",
+        "gpt2-xl,x,0,verdict,unclear,": "line 4: expected a number",
+        "gpt2-xl,1,0,,unclear,": "line 4: taxonomy is empty",
+        "gpt2-xl,1,0,verdict,unclear,7": "line 4: confidence 7 is not between 0 and 1",
+    }
+    for line, reason in bad.items():
+        file.write_text(header + good + line + "\n")
+        done = heads("labels", "import", "labels.csv")
+        assert done.returncode == 4
+        assert reason in done.stderr
+        assert heads("sql", "SELECT * FROM labels", "-f", "json").stdout == "[]\n"
+    file.write_text(header + good)
+    assert "2 labels added, 0 known" in heads("labels", "import", "labels.csv").stderr
+    assert "0 labels added, 2 known" in heads("labels", "import", "labels.csv").stderr
+    rows = json.loads(heads("sql", "SELECT * FROM labels ORDER BY layer", "-f", "json").stdout)
+    assert (rows[0]["head"], rows[0]["label"], rows[0]["source"], rows[0]["confidence"]) == (
+        24,
+        "plausible",
+        "human",
+        0.9,
+    )
+    assert "lacks the column model" in heads("labels", "import", str(_csv(tmp_path, "a,b"))).stderr
+
+
+def _csv(folder: Path, text: str) -> Path:
+    path = folder / "other.csv"
+    path.write_text(text)
+    return path
+
+
+def test_ingest_classify_and_draw(heads: Heads, tmp_path: Path) -> None:
+    tiny.save(tmp_path / "tiny", "llama")
+    tiny.relations(tmp_path / "words")
+    first = heads("ingest", "tiny", "--relations", "words", "--only", "--suite", "relations")
+    assert first.returncode == 0, first.stderr
+    assert "skipped relation few" in first.stderr
+    assert "tiny: relations published as run 1" in first.stderr
+    assert first.stdout == ""
+    again = heads("ingest", "tiny", "--relations", "words", "--only", "--suite", "relations")
+    assert (again.returncode, "nothing done" in again.stderr) == (0, True)
+
+    assert heads("classify", "--taxonomy", "function", "--threshold", "0").returncode == 0
+    count = "SELECT count(*) AS n, min(label) AS label FROM labels WHERE taxonomy = 'function'"
+    rows = json.loads(heads("sql", count, "-f", "json").stdout)
+    assert rows == [{"n": 18, "label": "Algorithmic"}]
+    heads("classify", "tiny", "--set", "relation_score=2")
+    assert json.loads(heads("sql", count, "-f", "json").stdout)[0]["n"] == 0
+    assert heads("classify", "--set", "nonsense=1").returncode == 2
+    assert heads("classify", "--taxonomy", "nonsense").returncode == 2
+
+    for kind, file in (("map", "map.png"), ("bars", "bars.svg"), ("map", "map.html")):
+        drawn = heads("chart", kind, "tiny", "-o", file)
+        assert drawn.returncode == 0, drawn.stderr
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    assert heads("chart", "map", "tiny", "-o", "map.xyz").returncode == 2
+    assert heads("chart", "map", "none", "-o", "map.png").returncode == 2
+
+
+def test_the_database_commands(heads: Heads, tmp_path: Path) -> None:
+    url = f"duckdb:///{tmp_path / 'other.duckdb'}"
+    assert heads("--db", url, "db", "check").returncode == 5
+    assert "is at schema" in heads("db", "upgrade", "--db", url).stderr
+    assert "as declared" in heads("db", "check", HEADS_DATABASE_URL=url).stderr
+    assert heads("db", "downgrade", "nonsense", "--db", url).returncode == 5
+    assert heads("db", "downgrade", "base", "--db", url).returncode == 0
+    assert heads("models", "--db", url).returncode == 5
+
+
+def test_errors_have_no_traceback_and_a_stable_code(heads: Heads, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    cases = {
+        ("ingest", "empty"): 3,
+        ("ingest", "empty", "--suite", "songs"): 2,
+        ("ingest", "empty", "--only"): 2,
+        ("ingest",): 2,
+        ("nonsense",): 2,
+        ("--db", "nonsense", "models"): 2,
+        ("sql", "SELECT 1"): 7 if (tmp_path / "heads.duckdb").exists() else 5,
+    }
+    for arguments, code in cases.items():
+        done = heads(*arguments)
+        assert "Traceback" not in done.stderr
+        assert done.returncode == code or arguments[0] == "sql", (arguments, done.stderr)
+        assert done.stdout == "" or arguments[0] == "sql"
+
+
+def test_a_reader_without_torch_is_told_what_to_install(heads: Heads, tmp_path: Path) -> None:
+    """The base install has no torch: simulated by a package that is not there."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nfor name in ('torch', 'streamlit', 'altair'): sys.modules[name] = None\n"
+    )
+    done = heads("ingest", "x/y", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 8
+    assert "pip install 'head-catalog[ingest]'" in done.stderr
+    heads("models", "add", "m", "--layers", "2", "--heads", "2", PYTHONPATH=str(tmp_path))
+    assert heads("models", PYTHONPATH=str(tmp_path)).returncode == 0
+    done = heads("chart", "map", "m", "-o", "m.png", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 8
+    assert "pip install 'head-catalog[ui]'" in done.stderr

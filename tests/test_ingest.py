@@ -1,0 +1,520 @@
+"""Ingest from a checkpoint to published scores, and everything that can be wrong with one."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hub
+import numpy as np
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import catalog
+from catalog import Catalog, HeadsError
+from catalog.errors import InputError, ModelError, UsageError
+from ingest.progress import Silence
+from ingest.run import IngestRequest, ingest
+
+Snapshot = Callable[[Catalog], dict[str, Any]]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return tiny.save(tmp_path / "tiny-llama", "llama")
+
+
+@pytest.fixture
+def relations(tmp_path: Path) -> Path:
+    return tiny.relations(tmp_path / "words")
+
+
+def request(checkpoint: Path, relations: Path, **options: Any) -> IngestRequest:
+    """Everything on the tiny model; the shipped relations know none of its words."""
+    return IngestRequest(
+        model=str(checkpoint),
+        suites=options.pop("suites", ("relations",)),
+        relations=str(relations),
+        only=True,
+        **options,
+    )
+
+
+class Notes(Silence):
+    """Progress that remembers what was noted."""
+
+    def __init__(self) -> None:
+        self.noted: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.noted.append(text)
+
+
+def test_patterns_equal_the_models_eager_attention(
+    empty_catalog: Catalog, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Users' own sequences, of two lengths, against loops over the model's own attention."""
+    generator = torch.Generator().manual_seed(3)
+    sequences = [
+        torch.randint(3, tiny.VOCABULARY, (n,), generator=generator).tolist() for n in (17, 17, 30)
+    ]
+    probe = tmp_path / "mine.jsonl"
+    probe.write_text("\n".join(json.dumps({"tokens": tokens}) for tokens in sequences))
+    ingest(
+        empty_catalog,
+        IngestRequest(model=str(checkpoint), suites=("patterns",), probe=str(probe), only=True),
+    )
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, attn_implementation="eager")
+    previous: list[np.ndarray[Any, Any]] = []
+    entropy: list[np.ndarray[Any, Any]] = []
+    for tokens in sequences:
+        with torch.no_grad():
+            attention = model(torch.tensor([tokens]), output_attentions=True).attentions
+        p = torch.stack(attention)[:, 0].double().numpy()
+        for q in range(len(tokens)):
+            if q:
+                previous.append(p[:, :, q, q - 1])
+            row = p[:, :, q, : q + 1]
+            entropy.append(-(row * np.log(row)).sum(-1))
+    for metric, expected in (
+        ("previous_token", np.mean(previous, axis=0)),
+        ("entropy", np.mean(entropy, axis=0)),
+    ):
+        rows = empty_catalog.sql(
+            "SELECT layer, head, value, probe FROM scores WHERE metric = :m", m=metric
+        ).rows()
+        assert len(rows) == 18
+        for found in rows:
+            assert found["probe"] == "mine"
+            assert found["value"] == pytest.approx(
+                expected[found["layer"], found["head"]], abs=1e-6
+            )
+
+
+def test_shipped_probes_with_and_without_bos(empty_catalog: Catalog, tmp_path: Path) -> None:
+    folder = tiny.save(tmp_path / "with-bos", "gpt2", adds_bos=True)
+    ingest(empty_catalog, IngestRequest(model=str(folder), suites=("patterns",)))
+    probes = empty_catalog.sql("SELECT DISTINCT probe FROM scores ORDER BY probe").rows()
+    assert [row["probe"] for row in probes] == [
+        "plain",
+        "plain_no_bos",
+        "random_repeat",
+        "random_repeat_no_bos",
+    ]
+    rows = empty_catalog.sql(
+        "SELECT probe, count(*) AS n FROM scores WHERE metric = 'induction' GROUP BY probe"
+    ).rows()
+    assert {row["probe"]: row["n"] for row in rows} == {
+        "random_repeat": 18,
+        "random_repeat_no_bos": 18,
+    }
+    differ = empty_catalog.sql(
+        "SELECT max(abs(a.value - b.value)) AS d FROM scores a JOIN scores b "
+        "USING (model, layer, head, metric) WHERE a.metric = 'first_token' "
+        "AND a.probe = 'random_repeat' AND b.probe = 'random_repeat_no_bos'"
+    ).rows()[0]["d"]
+    assert differ > 0.001
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "gpt_neox", "phi", "phi3", "qwen3"])
+def test_relation_scores_equal_the_dense_method(
+    architecture: str, duckdb_url: str, tmp_path: Path, relations: Path
+) -> None:
+    """The paper's way, from the checkpoint's model: e W_V W_O W_U formed whole, per head."""
+    folder = tiny.save(tmp_path / architecture, architecture, seed=5)
+    one = catalog.connect(duckdb_url, create=True)
+    ingest(one, request(folder, relations))
+    from ingest.readers.weights import WeightReader
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    reader = WeightReader(model, architecture)
+    pairs = json.loads((relations / "successor.json").read_text())
+    source, target = (torch.tensor([int(pair[i][1:]) for pair in pairs]) for i in (0, 1))
+    with torch.no_grad():
+        embedded = reader.embedding[source]
+        later = reader.first_mlp(embedded).double()
+        unembedding = reader.unembedding.double()
+        for layer in range(3):
+            x = embedded.double() if layer == 0 else later
+            for head in range(6):
+                kv_head = head // (6 // reader.n_kv_heads)
+                w_vo = reader.values(layer)[kv_head].double() @ reader.outputs(layer)[head].double()
+                logits = x @ w_vo @ unembedding.T
+                own = logits.gather(1, target[:, None])
+                rank, low = (logits > own).sum(1), (logits < own).sum(1)
+                expected = {
+                    "relation_score": (rank < 10).double().mean(),
+                    "relation_suppression": (low < 10).double().mean(),
+                    "relation_hits_1": (rank < 1).double().mean(),
+                    "relation_hits_25": (rank < 25).double().mean(),
+                }
+                for metric, value in expected.items():
+                    found = one.sql(
+                        "SELECT value FROM scores WHERE metric = :m AND layer = :l AND head = :h",
+                        m=f"{metric}[successor]",
+                        l=layer,
+                        h=head,
+                    ).rows()
+                    assert found == [{"value": pytest.approx(float(value), abs=1e-12)}]
+
+
+def test_a_second_ingest_does_nothing_and_force_repeats(
+    empty_catalog: Catalog, checkpoint: Path, relations: Path, snapshot: Snapshot
+) -> None:
+    first = ingest(empty_catalog, request(checkpoint, relations))
+    assert [outcome.is_new for outcome in first] == [True]
+    before = snapshot(empty_catalog)
+    second = ingest(empty_catalog, request(checkpoint, relations))
+    assert [(outcome.is_new, outcome.run_ids) for outcome in second] == [(False, (1,))]
+    assert snapshot(empty_catalog) == before
+    third = ingest(empty_catalog, request(checkpoint, relations, force=True))
+    assert [(outcome.is_new, outcome.run_ids) for outcome in third] == [(True, (2,))]
+    scores = "SELECT layer, head, metric, probe, value FROM scores"
+    rows = sorted(map(str, empty_catalog.sql(scores)))
+    assert len(rows) == len(set(rows)) == len(before["scores"])
+
+
+def test_changed_weights_are_a_new_revision(
+    empty_catalog: Catalog, checkpoint: Path, relations: Path
+) -> None:
+    ingest(empty_catalog, request(checkpoint, relations))
+    tiny.model("llama", seed=9).save_pretrained(checkpoint)
+    (outcome,) = ingest(empty_catalog, request(checkpoint, relations))
+    assert outcome.is_new
+    revisions = empty_catalog.sql("SELECT DISTINCT revision FROM score_runs").rows()
+    assert len(revisions) == 2
+    assert len(empty_catalog.sql("SELECT * FROM models")) == 1
+
+
+def test_provenance_stands_beside_the_scores(
+    empty_catalog: Catalog, checkpoint: Path, relations: Path
+) -> None:
+    notes = Notes()
+    ingest(empty_catalog, request(checkpoint, relations), notes)
+    assert notes.noted == [
+        "skipped relation few of words: 7 usable pairs of 104, at least 30 are needed"
+    ]
+    run = empty_catalog.sql("SELECT * FROM runs").rows()[0]
+    versions = json.loads(run["versions"])
+    assert {"torch", "transformers", "head-catalog", "commit", "metrics"} <= set(versions)
+    assert versions["metrics"]["relation_score"] == 1
+    assert (run["device"], run["dtype"], run["status"]) == ("cpu", "float32", "succeeded")
+    assert run["peak_memory"] > 1e7
+    model = empty_catalog.sql("SELECT * FROM models").rows()[0]
+    assert model["revision"].startswith("sha256:")
+    assert (model["n_layers"], model["n_heads"], model["n_kv_heads"]) == (3, 6, 3)
+    assert (model["d_head"], model["vocab_size"]) == (10, tiny.VOCABULARY)
+    assert model["source"] == f"folder:{checkpoint}"
+
+
+def test_a_run_that_fails_keeps_its_reason(
+    empty_catalog: Catalog,
+    checkpoint: Path,
+    relations: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ingest.suites.relations import RelationPlan
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the disk is on fire")
+
+    monkeypatch.setattr(RelationPlan, "measure", broken)
+    with pytest.raises(RuntimeError, match="on fire"):
+        ingest(empty_catalog, request(checkpoint, relations))
+    assert empty_catalog.sql("SELECT status, error FROM runs").rows() == [
+        {"status": "failed", "error": "RuntimeError: the disk is on fire"}
+    ]
+    assert len(empty_catalog.sql("SELECT * FROM models")) == 0
+    monkeypatch.undo()
+    (outcome,) = ingest(empty_catalog, request(checkpoint, relations))
+    assert outcome.is_new
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_an_ingest_that_is_killed_leaves_nothing_and_can_be_repeated(
+    empty_url: str, checkpoint: Path, relations: Path, end: signal.Signals, snapshot: Snapshot
+) -> None:
+    """The real command, killed while its run is under way."""
+    one = catalog.connect(empty_url, create=True)
+    slow = (
+        "import time, ingest.ranks as r, ingest.suites.relations as s; rank = r.target_ranks\n"
+        "def slowly(*a, **k): time.sleep(20); return rank(*a, **k)\n"
+        "s.target_ranks = slowly\n"
+        "from ui.cli.main import main; main()"
+    )
+    arguments = ["ingest", str(checkpoint), "--suite", "relations", "--relations", str(relations)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, "--db", empty_url, *arguments, "--only"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not len(one.sql("SELECT * FROM runs WHERE status = 'running'")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.2)
+    process.send_signal(end)
+    process.wait(timeout=60)
+    again = catalog.connect(empty_url)
+    seen = snapshot(again)
+    assert [seen[view] for view in ("models", "heads", "scores", "labels")] == [[]] * 4
+    run = again.sql("SELECT status, error FROM runs").rows()[0]
+    assert run["status"] == "failed"
+    assert run["error"]
+    (outcome,) = ingest(again, request(checkpoint, relations))
+    assert outcome.is_new
+    assert len(again.sql("SELECT * FROM scores")) > 0
+
+
+def test_a_model_from_the_hub(empty_catalog: Catalog, tmp_path: Path, relations: Path) -> None:
+    """In a process of its own: the Hub's client reads its endpoint when it is imported."""
+    main = tiny.save(tmp_path / "main", "llama", seed=1)
+    step = tiny.save(tmp_path / "step", "llama", seed=2)
+    url = empty_catalog.database.url.render_as_string(hide_password=False)
+    with hub.serving({"main": main, "step1000": step}) as endpoint:
+        environment = os.environ | {
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(tmp_path / "cache"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+        }
+
+        measured = ["--suite", "relations", "--relations", str(relations), "--only"]
+
+        def heads(*arguments: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [sys.executable, "-m", "ui.cli", "--db", url, "ingest", *arguments, *measured],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+
+        done = heads(hub.MODEL)
+        assert done.returncode == 0, done.stderr
+        done = heads(hub.MODEL, "--revision", "step1000")
+        assert done.returncode == 0, done.stderr
+        absent = heads(hub.MODEL, "--revision", "nowhere")
+        unknown = heads("lab/none")
+    rows = empty_catalog.sql("SELECT model, revision, source FROM models ORDER BY model").rows()
+    assert rows == [
+        {"model": "lab/tiny", "revision": hub.commit_of(main), "source": "hub:lab/tiny"},
+        {"model": "lab/tiny@step1000", "revision": hub.commit_of(step), "source": "hub:lab/tiny"},
+    ]
+    assert absent.returncode == unknown.returncode == ModelError.exit_code
+    assert "the Hub does not give lab/tiny at revision 'nowhere'" in absent.stderr
+    assert "lab/none" in unknown.stderr
+
+
+# --- bad input: one clear sentence, and a catalog as it was ---
+
+
+def _truncate(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 3 // 4])
+
+
+def _no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def _encoder(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+
+
+def _unknown_architecture(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "frobnicator"}))
+
+
+def _pickle_only(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    torch.save(weights, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def _nan(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.self_attn.v_proj.weight"][3, 4] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _no_tokenizer(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+def _missing_tensor(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.self_attn.v_proj.weight"] = torch.zeros(3, 3)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _absent_shard(folder: Path) -> None:
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (_no_config, r"tiny-llama is no model: it has no config\.json"),
+        (_encoder, "'bert', which is not supported; supported are the decoders cohere, gemma"),
+        (_unknown_architecture, "frobnicator"),
+        (lambda f: _truncate(f / "model.safetensors"), r"model\.safetensors is truncated"),
+        (_pickle_only, r"pickled weights only \(pytorch_model\.bin\).*--allow-pickle"),
+        (_nan, r"1 NaN or infinite values in model\.layers\.1\.self_attn\.v_proj\.weight"),
+        (_no_tokenizer, "tiny-llama has no tokenizer"),
+        (_missing_tensor, "weights of tiny-llama cannot be loaded"),
+        (_absent_shard, "names model-00001-of-00002.safetensors, which is not there"),
+        (lambda f: (f / "config.json").write_text("{"), "not readable as JSON"),
+    ],
+)
+def test_a_bad_checkpoint_changes_nothing(
+    empty_catalog: Catalog,
+    checkpoint: Path,
+    relations: Path,
+    snapshot: Snapshot,
+    spoil: Callable[[Path], object],
+    reason: str,
+) -> None:
+    other = tiny.save(checkpoint.parent / "good", "llama", seed=4)
+    ingest(empty_catalog, request(other, relations))
+    before = snapshot(empty_catalog)
+    spoil(checkpoint)
+    with pytest.raises(ModelError, match=reason) as caught:
+        ingest(empty_catalog, request(checkpoint, relations))
+    assert "\n" not in str(caught.value)
+    assert snapshot(empty_catalog) == before
+
+
+def test_pickled_weights_are_read_when_the_user_says_so(
+    empty_catalog: Catalog, checkpoint: Path, relations: Path
+) -> None:
+    _pickle_only(checkpoint)
+    (outcome,) = ingest(empty_catalog, request(checkpoint, relations, allow_pickle=True))
+    assert outcome.is_new
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("/nowhere/at/all", "is no folder, no file and no Hub id"),
+        ("./nowhere", "is no folder, no file and no Hub id"),
+        ("absent.gguf", "is no folder, no file and no Hub id"),
+    ],
+)
+def test_a_model_that_is_not_there(duckdb_url: str, model: str, reason: str) -> None:
+    one = catalog.connect(duckdb_url, create=True)
+    with pytest.raises(ModelError, match=reason):
+        ingest(one, IngestRequest(model=model))
+
+
+def test_a_file_that_is_no_gguf(duckdb_url: str, tmp_path: Path) -> None:
+    one = catalog.connect(duckdb_url, create=True)
+    path = tmp_path / "model.gguf"
+    path.write_text("hello")
+    with pytest.raises(ModelError, match=r"model\.gguf is no GGUF file"):
+        ingest(one, IngestRequest(model=str(path)))
+
+
+def _write(path: Path, *lines: object) -> Path:
+    path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines))
+    return path
+
+
+REPEAT = {"probe": {"kind": "random_repeat", "period": 3, "bos": 0}}
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["not json"], "line 1 is not JSON"),
+        ([], "holds no sequence"),
+        ([{"tokens": [3, 4, 999]}], "line 1: token 999 is not in the vocabulary of 211"),
+        ([{"tokens": [3, "4"]}], "list of whole numbers"),
+        ([{"tokens": [3]}], "has 1 tokens; a pattern needs at least 2"),
+        ([{"tokens": [3] * 300}], "has 300 tokens; the model's context is 256"),
+        ([{"words": "x"}], "expected tokens, text or messages"),
+        ([{"messages": [{"role": "user", "content": "w3"}]}], "no chat template"),
+        ([{"probe": {"kind": "song"}}, {"tokens": [3, 4]}], "kind is 'song'"),
+        ([{"probe": {"kind": "random_repeat"}}, {"tokens": [3, 4]}], "needs a period"),
+        ([REPEAT, {"tokens": [3, 4, 5, 3, 4, 6]}], "sequence 1: expected 0 BOS and a block of 3"),
+    ],
+)
+def test_a_bad_probe_changes_nothing(
+    duckdb_url: str, checkpoint: Path, tmp_path: Path, lines: list[object], reason: str
+) -> None:
+    one = catalog.connect(duckdb_url, create=True)
+    probe = _write(tmp_path / "bad.jsonl", *lines)
+    with pytest.raises(InputError, match=reason):
+        ingest(
+            one,
+            IngestRequest(model=str(checkpoint), suites=("patterns",), probe=str(probe), only=True),
+        )
+    assert len(one.sql("SELECT * FROM runs")) == 0
+
+
+def test_a_probe_of_texts_and_repeated_tokens(
+    duckdb_url: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    one = catalog.connect(duckdb_url, create=True)
+    texts = _write(tmp_path / "texts.jsonl", {"text": "w3 w4 w5"}, {"text": "w9 w9", "name": "x"})
+    repeated = _write(tmp_path / "again.jsonl", REPEAT, {"tokens": [3, 4, 5, 3, 4, 5]})
+    for probe in (texts, repeated):
+        ingest(
+            one,
+            IngestRequest(model=str(checkpoint), suites=("patterns",), probe=str(probe), only=True),
+        )
+    found = one.sql("SELECT DISTINCT metric, probe FROM scores").rows()
+    assert {row["probe"] for row in found} == {"texts", "again"}
+    assert {row["probe"] for row in found if row["metric"] == "induction"} == {"again"}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("[", "is not JSON"),
+        ('{"pairs": [["a"]]}', r"list of \[source, target\]"),
+        ('{"pairs": [["a", "b"]], "k": 0}', "k is 0"),
+        ('{"pairs": [["a", "b"]], "category": 3}', "category is 3"),
+        ('[["w3", "w4"]]', r"nothing that this tokenizer can use \(bad: 1 usable pairs of 1"),
+    ],
+)
+def test_a_bad_relation_set_changes_nothing(
+    duckdb_url: str, checkpoint: Path, tmp_path: Path, content: str, reason: str
+) -> None:
+    one = catalog.connect(duckdb_url, create=True)
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "bad.json").write_text(content)
+    with pytest.raises(InputError, match=reason):
+        ingest(one, request(checkpoint, folder))
+    assert len(one.sql("SELECT * FROM runs")) == 0
+
+
+def test_requests_that_cannot_be_meant() -> None:
+    with pytest.raises(UsageError, match="no suite 'songs'"):
+        IngestRequest(model="m", suites=("songs",))
+    with pytest.raises(UsageError, match="--only needs"):
+        IngestRequest(model="m", only=True)
+
+
+def test_a_device_that_is_not_there(duckdb_url: str, checkpoint: Path, relations: Path) -> None:
+    one = catalog.connect(duckdb_url, create=True)
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="no CUDA device"):
+            ingest(one, request(checkpoint, relations, device="cuda"))
+    with pytest.raises(HeadsError, match="--dtype float8 is unknown"):
+        ingest(one, request(checkpoint, relations, dtype="float8"))
+    shutil.rmtree(checkpoint)

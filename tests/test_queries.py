@@ -1,0 +1,129 @@
+"""What pages read, the same on both databases."""
+
+from pathlib import Path
+
+import catalogs
+import pytest
+from published import begin, metric, probe, publish, uniform
+
+from catalog import Catalog, queries
+from catalog.declarations import Rule, TaxonomySpec
+from catalog.errors import UsageError
+
+LABELS = [
+    ("owner/Big-Model-7B", 0, 0, "verdict", "good"),
+    ("owner/Big-Model-7B", 0, 0, "verdict", "bad"),
+    ("owner/Big-Model-7B", 1, 2, "verdict", "good"),
+    ("small", 0, 0, "verdict", "rare"),
+    ("small", 0, 0, "other", "x"),
+]
+
+
+@pytest.fixture
+def filled(empty_catalog: Catalog, tmp_path: Path) -> Catalog:
+    layouts = {"small": (1, 2), "owner/Big-Model-7B": (2, 3), "bare": (1, 1)}
+    catalogs.fill(empty_catalog, tmp_path, layouts, LABELS)
+    return empty_catalog
+
+
+def test_models_say_how_many_heads_are_labelled(filled: Catalog) -> None:
+    found = {row["model"]: row for row in queries.models(filled)}
+    assert {name: row["labelled_heads"] for name, row in found.items()} == {
+        "small": 1,
+        "owner/Big-Model-7B": 2,
+        "bare": 0,
+    }
+    assert (found["small"]["n_layers"], found["small"]["n_heads"]) == (1, 2)
+
+
+def test_a_known_model_is_returned(filled: Catalog) -> None:
+    assert queries.require_model(filled, "small")["n_heads"] == 2
+
+
+@pytest.mark.parametrize("typed", ["owner/big-model-7b", "Big-Model-7b", "big-model-8B"])
+def test_an_unknown_model_brings_the_near_ones(filled: Catalog, typed: str) -> None:
+    with pytest.raises(UsageError, match=r"did you mean owner/Big-Model-7B\?.*`heads models`"):
+        queries.require_model(filled, typed)
+
+
+def test_an_unknown_model_without_near_ones(filled: Catalog) -> None:
+    with pytest.raises(UsageError, match=r"no model 'qwertyuiop'; `heads models` lists"):
+        queries.require_model(filled, "qwertyuiop")
+
+
+def test_taxonomies_count_heads_once_and_come_in_order_of_use(filled: Catalog) -> None:
+    assert queries.taxonomies(filled, "owner/Big-Model-7B").rows() == [
+        {"taxonomy": "verdict", "labels": 3, "heads": 2},
+        {"taxonomy": "other", "labels": 1, "heads": 0},
+    ]
+    assert [row["heads"] for row in queries.taxonomies(filled)] == [0, 0]
+    both = queries.taxonomies(filled, "small", "owner/Big-Model-7B")
+    assert {row["taxonomy"]: row["heads"] for row in both} == {"verdict": 3, "other": 1}
+
+
+def test_labels_of_a_taxonomy_are_those_of_all_models(filled: Catalog) -> None:
+    assert queries.taxonomy_labels(filled, "verdict") == ["bad", "good", "rare"]
+    assert queries.taxonomy_labels(filled, "none") == []
+
+
+def test_every_head_has_a_row_and_every_label_too(filled: Catalog) -> None:
+    rows = queries.head_labels(filled, ["small", "owner/Big-Model-7B"], "verdict").rows()
+    assert [(row["model"], row["name"], row["label"]) for row in rows] == [
+        ("small", "L0H0", "rare"),
+        ("small", "L0H1", None),
+        ("owner/Big-Model-7B", "L0H0", "bad"),
+        ("owner/Big-Model-7B", "L0H0", "good"),
+        ("owner/Big-Model-7B", "L0H1", None),
+        ("owner/Big-Model-7B", "L0H2", None),
+        ("owner/Big-Model-7B", "L1H0", None),
+        ("owner/Big-Model-7B", "L1H1", None),
+        ("owner/Big-Model-7B", "L1H2", "good"),
+    ]
+    assert {(row["n_layers"], row["n_heads"]) for row in rows[2:]} == {(2, 3)}
+    assert rows[0] | {"source": "human", "reason": "a reader", "confidence": None} == rows[0]
+
+
+def test_the_order_of_models_is_the_callers(filled: Catalog) -> None:
+    rows = queries.head_labels(filled, ["owner/Big-Model-7B", "bare", "small"], "verdict").rows()
+    assert list(dict.fromkeys(row["model"] for row in rows)) == [
+        "owner/Big-Model-7B",
+        "bare",
+        "small",
+    ]
+
+
+def test_unknown_names_add_nothing(filled: Catalog) -> None:
+    assert len(queries.head_labels(filled, ["nobody"], "verdict")) == 0
+    rows = queries.head_labels(filled, ["small"], "none").rows()
+    assert [row["label"] for row in rows] == [None, None]
+    with pytest.raises(UsageError, match="no model is named"):
+        queries.head_labels(filled, [], "verdict")
+
+
+def test_names_are_values_and_never_sql(filled: Catalog) -> None:
+    hostile = "x') OR 1=1 --"
+    assert len(queries.head_labels(filled, [hostile], hostile)) == 0
+    assert queries.taxonomies(filled, hostile).rows()[0]["heads"] == 0
+
+
+def test_rule_labels_come_with_the_score_behind_them(empty_catalog: Catalog) -> None:
+    copying = metric("relation_score", "copying")
+    shipped = probe("shipped", category="Algorithmic")
+    function = TaxonomySpec(
+        name="function",
+        version=1,
+        description="d",
+        rules=[Rule(metric="relation_score", threshold=0.15)],
+    )
+    run = begin(empty_catalog, metrics=[copying], probes=[shipped])
+    publish(
+        empty_catalog,
+        run,
+        uniform(0.43),
+        metrics=[copying],
+        probes=[shipped],
+        taxonomies=[function],
+    )
+    row = queries.head_labels(empty_catalog, ["m"], "function").rows()[0]
+    assert (row["label"], row["source"]) == ("Algorithmic", "rule")
+    assert row["reason"] == "relation_score[copying] 0.43 >= 0.15"

@@ -1,0 +1,298 @@
+"""Real pretrained models, against computations that share no code with the reader.
+
+Relation scores are computed here from the GGUF file's own tensors by the paper's dense method,
+without transformers; pattern metrics by loops over transformers' eager attention.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader, dequantize
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import catalog
+from catalog import Catalog
+from catalog.errors import ModelError
+from ingest.probes.relations import from_folder, usable
+from ingest.readers import loading
+from ingest.readers.source import resolve
+from ingest.run import IngestRequest, ingest
+
+pytestmark = [pytest.mark.model, pytest.mark.xdist_group("model")]
+Array = NDArray[np.float64]
+FREQUENT = (
+    "the of and to in is you that it he was for on are as with his they at be this have from or "
+    "one had by word but not what all"
+)
+
+
+@pytest.fixture(scope="module")
+def measured(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    """SmolLM2 with both shipped suites, as `make demo` measures it."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    one = catalog.connect(f"duckdb:///{folder / 'heads.duckdb'}", create=True)
+    ingest(one, IngestRequest(model=str(smollm2)))
+    return one
+
+
+class Tensors(Mapping[str, Array]):
+    """A GGUF file's tensors, dequantised one by one."""
+
+    def __init__(self, path: Path) -> None:
+        self._tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+
+    def __getitem__(self, name: str) -> Array:
+        tensor = self._tensors[name]
+        return dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _ranks(
+    tensors: Tensors,
+    layer: int,
+    pairs: tuple[list[int], list[int]],
+    heads: int,
+    kv_heads: int,
+    activation: Any,
+    norm: str,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Per head how many logits are larger, and smaller, than each target's: W_VO formed whole."""
+    source, target = pairs
+    embedding = tensors["token_embd.weight"]
+    x = embedding[source]
+    if layer > 0:
+        scale = tensors[norm]
+        read = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-5) * scale
+        gate = activation(read @ tensors["blk.0.ffn_gate.weight"].T)
+        x = (gate * (read @ tensors["blk.0.ffn_up.weight"].T)) @ tensors["blk.0.ffn_down.weight"].T
+    value = tensors[f"blk.{layer}.attn_v.weight"]
+    output = tensors[f"blk.{layer}.attn_output.weight"]
+    d_head = value.shape[0] // kv_heads
+    for head in range(heads):
+        kv_head = head // (heads // kv_heads)
+        w_v = value[kv_head * d_head : (kv_head + 1) * d_head].T
+        w_o = output[:, head * d_head : (head + 1) * d_head].T
+        logits = (x @ (w_v @ w_o)) @ embedding.T
+        own = logits[np.arange(len(target)), target][:, None]
+        yield (logits > own).sum(axis=1), (logits < own).sum(axis=1)
+
+
+def _silu(x: Array) -> Array:
+    return x / (1 + np.exp(-x))
+
+
+def _gelu(x: Array) -> Array:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.fixture(scope="module")
+def published_scores(
+    smollm2: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Catalog:
+    """SmolLM2 on the published relation sets, read by the path that users' sets take."""
+    folder = tmp_path_factory.mktemp("published")
+    one = catalog.connect(f"duckdb:///{folder / 'heads.duckdb'}", create=True)
+    ingest(
+        one,
+        IngestRequest(
+            model=str(smollm2),
+            suites=("relations",),
+            relations=str(shared / "data" / "maps_relations"),
+            only=True,
+        ),
+    )
+    return one
+
+
+def test_published_relation_sets_load_by_the_path_that_users_have(
+    published_scores: Catalog,
+) -> None:
+    rows = published_scores.sql(
+        "SELECT probe, count(DISTINCT metric) AS relations FROM scores "
+        "WHERE metric LIKE 'relation_score%' GROUP BY probe"
+    ).rows()
+    assert rows == [{"probe": "maps_relations", "relations": 16}]
+    notes = json.loads(published_scores.sql("SELECT notes FROM runs").rows()[0]["notes"])
+    assert sum(notes["usable_pairs"]["maps_relations"].values()) == 2065
+    skipped = notes["skipped"]["maps_relations"]["year_to_following"]
+    assert skipped.startswith("0 usable pairs of 700")
+
+
+@pytest.mark.parametrize("layer", [0, 17])
+def test_relation_scores_equal_the_dense_method_on_the_files_own_tensors(
+    published_scores: Catalog, smollm2: Path, shared: Path, layer: int
+) -> None:
+    prepared = loading.prepare(resolve(str(smollm2)))
+    found = {
+        (row["metric"], row["head"]): row["value"]
+        for row in published_scores.sql(
+            "SELECT metric, head, value FROM scores WHERE layer = :layer", layer=layer
+        )
+    }
+    tensors = Tensors(smollm2)
+    compared = 0
+    for relation in from_folder(shared / "data" / "maps_relations").relations:
+        if f"relation_score[{relation.name}]" not in {metric for metric, _ in found}:
+            continue
+        pairs = usable(relation, lambda t: prepared.tokenizer.encode(t, add_special_tokens=False))
+        ranks = _ranks(
+            tensors, layer, (pairs.sources, pairs.targets), 9, 3, _silu, "blk.0.ffn_norm.weight"
+        )
+        for head, (larger, smaller) in enumerate(ranks):
+            expected = {
+                "relation_score": (larger < 10).mean(),
+                "relation_suppression": (smaller < 10).mean(),
+                "relation_hits_1": (larger < 1).mean(),
+                "relation_hits_25": (larger < 25).mean(),
+            }
+            for metric, value in expected.items():
+                # One pair may fall on the other side: float64 here, float32 there.
+                one_pair = 1 / len(pairs.sources)
+                assert found[f"{metric}[{relation.name}]", head] == pytest.approx(
+                    value, abs=1.01 * one_pair if value else 1e-12
+                )
+                compared += 1
+    assert compared == 16 * 9 * 4
+
+
+def test_pattern_metrics_equal_loops_over_eager_attention(
+    measured: Catalog, smollm2: Path, tmp_path: Path
+) -> None:
+    """Other sequences than the shipped ones, through --probe."""
+    period = 20
+    rows = torch.randperm(40_000, generator=torch.Generator().manual_seed(11))[: 3 * period]
+    blocks = (rows + 100).reshape(3, period).tolist()
+    probe = tmp_path / "others.jsonl"
+    lines: list[Any] = [{"probe": {"kind": "random_repeat", "period": period, "bos": 1}}]
+    lines += [{"tokens": [1, *block, *block]} for block in blocks]
+    probe.write_text("\n".join(map(json.dumps, lines)))
+    ingest(
+        measured,
+        IngestRequest(model=str(smollm2), suites=("patterns",), probe=str(probe), only=True),
+    )
+    prepared = loading.prepare(resolve(str(smollm2)))
+    model = AutoModelForCausalLM.from_pretrained(prepared.folder, attn_implementation="eager")
+    with torch.no_grad():
+        attention = model(
+            torch.tensor([[1, *block, *block] for block in blocks]), output_attentions=True
+        ).attentions
+    p = torch.stack(attention).double().numpy()  # layer, batch, head, query, key
+    n = 1 + 2 * period
+    second = range(1 + period, n)
+    reach = np.arange(n)[:, None] - np.arange(n)
+    free = p[..., 1:, 1:] * reach[1:, 1:]
+    expected = {
+        "induction": np.mean([p[..., q, q - period + 1] for q in second], axis=(0, 2)),
+        "duplicate_token": np.mean([p[..., q, q - period] for q in second], axis=(0, 2)),
+        "previous_token": np.mean([p[..., q, q - 1] for q in range(1, n)], axis=(0, 2)),
+        "first_token": p[..., 1:, 0].mean(axis=(1, 3)),
+        "distance": (p * reach).sum(-1)[..., 1:].mean(axis=(1, 3)),
+        "distance_sink_free": (free.sum(-1) / p[..., 1:, 1:].sum(-1)).mean(axis=(1, 3)),
+        "entropy": -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(-1).mean(axis=(1, 3)),
+    }
+    for metric, values in expected.items():
+        found = measured.sql(
+            "SELECT layer, head, value FROM scores WHERE metric = :m AND probe = 'others'",
+            m=metric,
+        ).rows()
+        assert len(found) == 270
+        for row in found:
+            assert row["value"] == pytest.approx(values[row["layer"], row["head"]], abs=1e-5)
+
+
+def test_the_real_model_has_heads_of_the_kinds_that_one_expects(measured: Catalog) -> None:
+    top = measured.sql(
+        "SELECT layer, head, value FROM scores "
+        "WHERE metric = 'induction' AND probe = 'random_repeat' ORDER BY value DESC LIMIT 5"
+    ).rows()
+    assert (top[0]["layer"], top[0]["head"]) == (18, 6)
+    assert top[0]["value"] > 0.8
+    labels = measured.sql("SELECT DISTINCT label FROM labels WHERE taxonomy = 'role'").rows()
+    assert {"induction", "previous-token", "sink"} <= {row["label"] for row in labels}
+
+
+def test_a_bos_token_moves_scores_and_both_are_kept(measured: Catalog) -> None:
+    rows = measured.sql(
+        "SELECT max(abs(a.value - b.value)) AS d FROM scores a JOIN scores b "
+        "USING (model, layer, head, metric) WHERE a.metric = 'induction' "
+        "AND a.probe = 'random_repeat' AND b.probe = 'random_repeat_bos'"
+    ).rows()
+    assert rows[0]["d"] > 0.02
+
+
+def test_gemma_3_with_windows_and_its_own_head_size(
+    gemma: Path, duckdb_url: str, tmp_path: Path
+) -> None:
+    one = catalog.connect(duckdb_url, create=True)
+    text = tmp_path / "long.jsonl"
+    long = (torch.arange(560) * 37 % 50_000 + 300).tolist()
+    text.write_text(json.dumps({"tokens": [2, *long]}))
+    words = tmp_path / "words"
+    words.mkdir()
+    pairs = [[word, word] for word in FREQUENT.split()]
+    (words / "copy.json").write_text(json.dumps({"pairs": pairs, "k": 1}))
+    ingest(one, IngestRequest(model=str(gemma), relations=str(words), probe=str(text), only=True))
+
+    row = one.sql("SELECT n_layers, n_heads, n_kv_heads, d_head, d_model FROM models").rows()[0]
+    assert row == {"n_layers": 18, "n_heads": 4, "n_kv_heads": 1, "d_head": 256, "d_model": 640}
+    prepared = loading.prepare(resolve(str(gemma)))
+    model = AutoModelForCausalLM.from_pretrained(prepared.folder, attn_implementation="eager")
+    with torch.no_grad():
+        attention = model(torch.tensor([[2, *long]]), output_attentions=True).attentions
+    p = torch.stack(attention)[:, 0].double().numpy()
+    found = {
+        (r["metric"], r["layer"], r["head"]): r["value"]
+        for r in one.sql("SELECT metric, layer, head, value FROM scores")
+    }
+    for layer in range(18):
+        allowed = (p[layer] > 0).any(axis=0).sum(axis=-1)
+        assert allowed.max() == (561 if layer % 6 == 5 else 512)
+        for head in range(4):
+            one_head = p[layer, head]
+            assert found["first_token", layer, head] == pytest.approx(
+                one_head[1:, 0].mean(), abs=1e-5
+            )
+            rows = -np.where(
+                one_head > 0, one_head * np.log(np.where(one_head > 0, one_head, 1)), 0
+            )
+            normalized = rows.sum(-1)[1:] / np.log(allowed[1:])
+            assert found["entropy_normalized", layer, head] == pytest.approx(
+                normalized.mean(), abs=1e-5
+            )
+    tokenizer = AutoTokenizer.from_pretrained(prepared.folder)
+    ids = [tokenizer.encode(f" {word}", add_special_tokens=False)[0] for word, _ in pairs]
+    ranks = _ranks(Tensors(gemma), 9, (ids, ids), 4, 1, _gelu, "blk.0.ffn_norm.weight")
+    for head, (larger, _) in enumerate(ranks):
+        expected = (larger < 1).mean()
+        assert found["relation_score[copy]", 9, head] == pytest.approx(
+            expected, abs=1.01 / len(ids)
+        )
+
+
+def test_a_truncated_gguf_file_changes_nothing(
+    smollm2: Path, duckdb_url: str, tmp_path: Path
+) -> None:
+    one = catalog.connect(duckdb_url, create=True)
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(smollm2.read_bytes()[:60_000_000])
+    with pytest.raises(ModelError, match=r"cut\.gguf is truncated"):
+        ingest(one, IngestRequest(model=str(cut)))
+    assert len(one.sql("SELECT * FROM runs")) == 0
+
+
+def test_an_encoder_is_refused_by_name(minilm: Path, duckdb_url: str) -> None:
+    one = catalog.connect(duckdb_url, create=True)
+    with pytest.raises(ModelError, match="'bert', which is not supported"):
+        ingest(one, IngestRequest(model=str(minilm)))
+    assert len(one.sql("SELECT * FROM runs")) == 0

@@ -1,0 +1,88 @@
+"""Serving the page: Streamlit in a process of its own, with defaults fit for a shared machine."""
+
+import contextlib
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from catalog.database import Database
+from catalog.errors import MissingExtraError
+
+_APP = Path(__file__).with_name("app.py")
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_PATIENCE = 10.0
+
+
+def command(*, port: int, address: str) -> list[str]:
+    """The command that serves the page.
+
+    Args:
+        port: To listen on.
+        address: Interface to listen on; under one of this machine alone, requests that were
+            meant for another host name are refused (DNS rebinding).
+    """
+    options = {
+        "server.address": address,
+        "server.port": port,
+        "server.headless": "true",
+        "server.fileWatcherType": "none",
+        "browser.gatherUsageStats": "false",
+        "client.showErrorDetails": "none",
+        "client.toolbarMode": "viewer",
+    }
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    if address in _LOOPBACK:
+        flags += [f"--server.allowedHosts={host}" for host in _LOOPBACK]
+    return [sys.executable, "-m", "streamlit", "run", str(_APP), *flags]
+
+
+def environment(database: Database) -> dict[str, str]:
+    """This process's environment, with the catalog that the page reads.
+
+    A variable rather than an argument: other users of a machine see arguments, and the URL may
+    hold a password.
+    """
+    url = database.url
+    if database.path:
+        url = url.set(database=str(database.path.resolve()))
+    return os.environ | {"HEADS_DATABASE_URL": url.render_as_string(hide_password=False)}
+
+
+def serve(database: Database, *, port: int, address: str) -> int:
+    """Serve the page until Ctrl-C.
+
+    Args:
+        database: The catalog that the page reads.
+        port: To listen on.
+        address: Interface to listen on; others than 127.0.0.1 show the catalog to others.
+
+    Returns:
+        The exit code: 0 after Ctrl-C, Streamlit's own where it ended by itself.
+
+    Raises:
+        MissingExtraError: If Streamlit is not installed.
+    """
+    if importlib.util.find_spec("streamlit") is None:
+        raise MissingExtraError(
+            "the page needs the package streamlit; install it with `pip install 'head-catalog[ui]'`"
+        )
+    process = subprocess.Popen(  # noqa: S603 - our own interpreter and file
+        command(port=port, address=address), env=environment(database)
+    )
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    # In a terminal Ctrl-C reaches Streamlit as well, and this only waits for it.
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_PATIENCE)
+    process.kill()
+    process.wait()
