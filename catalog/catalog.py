@@ -1,11 +1,14 @@
 """The catalog as Python users meet it: `catalog.connect(url).sql(...)`."""
 
+import contextlib
 from typing import Any
+
+from sqlalchemy.exc import DBAPIError
 
 from catalog import publishing, schema, sql
 from catalog.database import Database
 from catalog.errors import HeadsError
-from catalog.settings import Settings
+from catalog.settings import load_settings
 
 
 class Catalog:
@@ -48,7 +51,7 @@ def connect(url: str | None = None, *, create: bool = False) -> Catalog:
     Raises:
         SchemaError: If there is no catalog, or its schema is older or newer than this release's.
     """
-    settings = Settings()
+    settings = load_settings()
     database = Database(url or settings.database_url, lock_timeout=settings.lock_timeout)
     if create and _is_empty(database):
         schema.upgrade(database)
@@ -66,11 +69,6 @@ def _is_empty(database: Database) -> bool:
 
 
 def _reap(database: Database) -> None:
-    """Set right the runs of killed processes; a reader who may not write leaves them."""
-    try:
+    """Set right the runs of killed processes, as a courtesy that must not hinder reading."""
+    with contextlib.suppress(HeadsError, DBAPIError, OSError):
         publishing.reap(database)
-    except HeadsError:
-        raise
-    except Exception as error:
-        if "read" not in str(error).lower() and "permission" not in str(error).lower():
-            raise

@@ -18,9 +18,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from catalog import Catalog, Result, Settings, connect
+from catalog import Catalog, Result, connect
 from catalog.database import Database
 from catalog.errors import MissingExtraError, UsageError
+from catalog.settings import load_settings
 
 errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -57,7 +58,7 @@ OutputOption = Annotated[
 def url_of(context: typer.Context, db: str | None) -> str:
     """The catalog's URL: the command's own option, the root's, or the settings'."""
     state: State = context.obj
-    return db or state.db or Settings().database_url
+    return db or state.db or load_settings().database_url
 
 
 def open_catalog(context: typer.Context, db: str | None, *, create: bool = False) -> Catalog:
@@ -66,7 +67,7 @@ def open_catalog(context: typer.Context, db: str | None, *, create: bool = False
 
 def database_of(context: typer.Context, db: str | None) -> Database:
     """The database itself, whatever its schema."""
-    return Database(url_of(context, db), lock_timeout=Settings().lock_timeout)
+    return Database(url_of(context, db), lock_timeout=load_settings().lock_timeout)
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
-from catalog import queries
+from catalog import Catalog, queries
 from catalog.errors import UsageError
 from ui.cli.common import Db, errors, open_catalog, require
+
+USUAL_TAXONOMY = "function"
 
 
 class Kind(StrEnum):
@@ -23,7 +25,9 @@ def chart(
     kind: Annotated[Kind, typer.Argument(help="map: layer x head; bars: # heads per layer bin.")],
     model: Annotated[list[str], typer.Argument(help="As `heads models` names it; one or more.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="A .png, .svg or .html file.")],
-    taxonomy: Annotated[str, typer.Option(help="Whose labels.")] = "function",
+    taxonomy: Annotated[
+        str | None, typer.Option(help="Whose labels; by default function, or what there is.")
+    ] = None,
     bins: Annotated[int | None, typer.Option(min=1, help="bars: how many layer bins.")] = None,
     bin_width: Annotated[int | None, typer.Option(min=1, help="bars: layers in a bin.")] = None,
     db: Db = None,
@@ -40,6 +44,7 @@ def chart(
     catalog = open_catalog(context, db)
     for name in model:
         queries.require_model(catalog, name)
+    taxonomy = taxonomy or _usual_taxonomy(catalog, model)
     frame = queries.head_labels(catalog, model, taxonomy).pandas()
     if kind is Kind.MAP:
         drawn = charts.category_map(frame, taxonomy=taxonomy)
@@ -47,6 +52,11 @@ def chart(
         drawn = charts.layer_bins(frame, taxonomy=taxonomy, bins=bins, width=bin_width)
     charts.save(drawn, output)
     errors.print(f"{output}")
+
+
+def _usual_taxonomy(catalog: Catalog, models: list[str]) -> str:
+    used = [row["taxonomy"] for row in queries.taxonomies(catalog, *models) if row["heads"]]
+    return USUAL_TAXONOMY if USUAL_TAXONOMY in used or not used else str(used[0])
 
 
 def ui(
