@@ -8,7 +8,7 @@ import pandas as pd
 from ui.charts import _figure, palette
 from ui.charts.categories import categorize, category_colors
 
-_CELL_LIMITS = (3, 18)
+_CELL_LIMITS = (3, 24)
 _FIGURE_HEIGHT = 640
 _LAYER_LABEL_WIDTH = 20
 _HEAD_LABEL_HEIGHT = 12

@@ -32,6 +32,10 @@ def plain(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", text)
 
 
+class NothingToShowError(Exception):
+    """There is nothing to draw yet; the message says what to do."""
+
+
 class Page:
     """A page's choices, each in a widget, in the URL, and in the session for other pages."""
 
@@ -39,10 +43,14 @@ class Page:
         """Begin a page; `opened` is the usual way."""
         self._name = name
         self._new: set[str] = set()
-        self._unlinked: dict[str, list[str]] = {}
+        self._chosen: dict[str, list[str]] = {}
 
     def choose(self) -> Choice:
-        """Models and a taxonomy; ends the page where there is nothing to see."""
+        """Models and a taxonomy.
+
+        Raises:
+            NothingToShowError: If there is none, or none is chosen.
+        """
         # Opened anew each time: it takes 40 ms, and shows what an ingest has just published.
         catalog = connect(Settings().database_url)
         models_place, taxonomy_place = st.columns([3, 1])
@@ -68,26 +76,35 @@ class Page:
             asked = str(default)
         key = self._begin(name, int(asked))
         number = st.number_input(name.capitalize(), lower, upper, key=key, width=160)
-        self._end(name, [str(number)])
+        self._chosen[name] = [str(number)]
         return number
 
     def link(self) -> None:
-        """Put what is new into the URL, at once: it makes one entry in the browser's history."""
-        if self._unlinked:
-            st.query_params.update(self._unlinked)
+        """Take the choices into the URL and the session, in one entry of the browser's history."""
+        news = {
+            name: values
+            for name, values in self._chosen.items()
+            if (name in self._new or values != st.session_state.get(name))
+            and values != st.query_params.get_all(name)
+        }
+        if news:
+            st.query_params.update(news)
+        for name, values in self._chosen.items():
+            st.session_state[name] = values
 
     def _choose_models(self, catalog: Catalog) -> list[str]:
         rows = queries.models(catalog).rows()
         if not rows:
-            st.info("The catalog has no model yet. Measure one with `heads ingest MODEL`.")
-            st.stop()
+            raise NothingToShowError(
+                "The catalog has no model yet. Measure one with `heads ingest MODEL`."
+            )
         names = [row["model"] for row in rows]
         labelled = [row["model"] for row in rows if row["labelled_heads"]]
-        asked = self._asked("model", (labelled or names)[:1])
+        asked = self._asked("model", (labelled or names)[:1])[:MAX_MODELS]
         for name in asked:
             if name not in names:
                 _complain(catalog, name)
-        known = [name for name in dict.fromkeys(asked) if name in names][:MAX_MODELS]
+        known = [name for name in dict.fromkeys(asked) if name in names]
         models = st.multiselect(
             "Models",
             names,
@@ -96,20 +113,18 @@ class Page:
             select_all=False,
             placeholder=f"Choose up to {MAX_MODELS} models",
         )
-        self._end("model", models)
+        self._chosen["model"] = models
         if not models:
-            st.info("Choose a model to see its heads.")
-            st.stop()
+            raise NothingToShowError("Choose a model to see its heads.")
         return models
 
     def _choose_taxonomy(self, catalog: Catalog, models: Sequence[str]) -> str:
         heads = {row["taxonomy"]: row["heads"] for row in queries.taxonomies(catalog, *models)}
         if not heads:
-            st.info(
+            raise NothingToShowError(
                 "No head in the catalog has a label yet. Bring labels with "
                 "`heads labels import FILE.csv`; `heads ingest MODEL` gives labels by rule."
             )
-            st.stop()
         first = _USUAL_TAXONOMY if heads.get(_USUAL_TAXONOMY) else next(iter(heads))
         asked = self._asked("taxonomy", [first])[-1]
         if asked not in heads:
@@ -117,7 +132,7 @@ class Page:
             asked = first
         key = self._begin("taxonomy", asked)
         taxonomy: str = st.selectbox("Taxonomy", sorted(heads), key=key)
-        self._end("taxonomy", [taxonomy])
+        self._chosen["taxonomy"] = [taxonomy]
         return taxonomy
 
     # Streamlit can bind a widget to the URL itself, but leaves out what equals the default and
@@ -144,13 +159,6 @@ class Page:
             st.session_state[key] = value
         return key
 
-    def _end(self, name: str, values: list[str]) -> None:
-        """Take the widget's value into session and URL."""
-        is_news = name in self._new or values != st.session_state.get(name)
-        if is_news and values != st.query_params.get_all(name):
-            self._unlinked[name] = values
-        st.session_state[name] = values
-
     def _is_new(self, name: str) -> bool:
         return self._key(name) not in st.session_state
 
@@ -166,10 +174,11 @@ def opened(name: str, title: str) -> Iterator[Page]:
     page = Page(name)
     try:
         yield page
+    except NothingToShowError as reason:
+        st.info(str(reason))
     except HeadsError as error:
         st.error(plain(str(error)))
-    finally:
-        page.link()
+    page.link()
 
 
 def cite(chosen: Choice) -> None:
