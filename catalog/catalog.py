@@ -26,7 +26,7 @@ class Catalog:
 
         Args:
             query: One reading statement over the views `models`, `heads`, `metrics`, `scores`,
-                `labels`, `runs` and `score_runs`.
+                `labels`, `runs`, `probes`, `relations` and `score_runs`.
             parameters: Values for `:name` in the query.
 
         Returns:

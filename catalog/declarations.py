@@ -23,6 +23,7 @@ class ModelSpec:
     dtype: str | None = None
     quantization: str | None = None
     source: str | None = None
+    content_hash: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

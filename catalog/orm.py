@@ -50,6 +50,8 @@ class Model(Base):
     name: Mapped[str]
     revision: Mapped[str | None]
     """Hub commit or content hash; NULL while the model is known by its layout only."""
+    content_hash: Mapped[str | None]
+    """Of configuration, weights and tokenizer, wherever they came from."""
     architecture: Mapped[str | None]
     n_layers: Mapped[int]
     n_heads: Mapped[int]

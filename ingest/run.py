@@ -175,7 +175,7 @@ def _run(
             suite=plan.suite,
             metrics=metrics,
             keyed_probes={key: plan.probes[name] for name, key in keys.items()},
-            params=dict(plan.params),
+            params=dict(plan.params) | {"probes": _provenance(plan, names)},
             versions=_versions() | {"metrics": {m.family: m.version for m in metrics}},
             device=_device_name(loaded),
             dtype=dtype,
@@ -199,6 +199,14 @@ def _run(
     for text in _told(plan.notes):
         progress.note(text)
     return Outcome(model=source.name, suite=plan.suite, run_ids=(run_id,), is_new=True)
+
+
+def _provenance(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
+    """What tells a run's inputs apart from others of the same names."""
+    return {
+        name: {"content_hash": plan.probes[name].content_hash, "seed": plan.probes[name].seed}
+        for name in names
+    }
 
 
 def _told(notes: Mapping[str, Any]) -> Sequence[str]:

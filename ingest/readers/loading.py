@@ -105,6 +105,7 @@ def model_spec(source: Source, model: PreTrainedModel) -> ModelSpec:
         dtype=str(config.dtype).removeprefix("torch.") if config.dtype else None,
         quantization=getattr(config, _QUANTIZATION, None),
         source=source.location,
+        content_hash=source.content_hash,
     )
 
 
@@ -191,7 +192,7 @@ def _require_finite(model: nn.Module, name: str) -> None:
 
 def _dequantised(source: Source) -> Path:
     """A folder with the float32 weights of a GGUF file, made once per content and release."""
-    key = source.revision.removeprefix("sha256:")
+    key = source.content_hash.removeprefix("sha256:")
     cache = platformdirs.user_cache_path("head-catalog") / "gguf"
     folder = cache / f"{key}-transformers-{transformers.__version__}"
     if folder.is_dir():

@@ -26,14 +26,15 @@ _GGUF_MAGIC = b"GGUF"
 class Source:
     """A checkpoint on this machine.
 
-    `folder` holds it; for GGUF, `gguf` names the file in it. `revision` is the Hub's commit, or a
-    hash of the contents.
+    `folder` holds it; for GGUF, `gguf` names the file in it. `revision` is the Hub's commit, or
+    elsewhere the content hash.
     """
 
     name: str
     folder: Path
     gguf: str | None
     revision: str
+    content_hash: str
     location: str
     allow_pickle: bool = False
     trust_remote_code: bool = False
@@ -81,6 +82,7 @@ def resolve(
             folder=folder,
             gguf=None,
             revision=commit,
+            content_hash=_content_hash(folder),
             location=f"hub:{model}",
             **trust,
         )
@@ -92,25 +94,20 @@ def resolve(
     if not path.exists():
         raise ModelError(f"{model} is no folder, no file and no Hub id (ORGANISATION/NAME)")
     path = path.resolve()
-    if path.is_file():
-        on_progress(f"checking {path.name}")
-        _verify_gguf(path)
-        return Source(
-            name=name or path.stem,
-            folder=path.parent,
-            gguf=path.name,
-            revision=_content_hash(path),
-            location=f"gguf:{path}",
-            **trust,
-        )
     on_progress(f"checking {path.name}")
-    _verify_folder(path, model, allow_pickle=allow_pickle)
+    is_gguf = path.is_file()
+    if is_gguf:
+        _verify_gguf(path)
+    else:
+        _verify_folder(path, model, allow_pickle=allow_pickle)
+    content_hash = _content_hash(path)
     return Source(
-        name=name or path.name,
-        folder=path,
-        gguf=None,
-        revision=_content_hash(path),
-        location=f"folder:{path}",
+        name=name or (path.stem if is_gguf else path.name),
+        folder=path.parent if is_gguf else path,
+        gguf=path.name if is_gguf else None,
+        revision=content_hash,
+        content_hash=content_hash,
+        location=f"{'gguf' if is_gguf else 'folder'}:{path}",
         **trust,
     )
 
@@ -123,7 +120,9 @@ def _from_hub(model: str, revision: str | None, *, allow_pickle: bool) -> tuple[
     at = f" at revision {revision!r}" if revision else ""
     try:
         commit = HfApi().model_info(model, revision=revision).sha
-        folder = snapshot_download(model, revision=commit, allow_patterns=patterns)
+        folder = snapshot_download(
+            model, revision=commit, allow_patterns=patterns, ignore_patterns=["*/*"]
+        )
     except (HFValidationError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"the Hub does not give {model}{at}: {reason}") from error

@@ -41,6 +41,7 @@ def upgrade() -> None:
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("name", sa.String(), nullable=False),
         sa.Column("revision", sa.String(), nullable=True),
+        sa.Column("content_hash", sa.String(), nullable=True),
         sa.Column("architecture", sa.String(), nullable=True),
         sa.Column("n_layers", sa.Integer(), nullable=False),
         sa.Column("n_heads", sa.Integer(), nullable=False),

@@ -14,7 +14,8 @@ depends_on = None
 VIEWS = {
     "models": """
         SELECT name AS model, revision, architecture, n_layers, n_heads, n_kv_heads, d_model,
-               d_head, vocab_size, n_params, base_model, dtype, quantization, source, added_at
+               d_head, vocab_size, n_params, base_model, dtype, quantization, source, added_at,
+               content_hash
         FROM model
         WHERE is_current
     """,
@@ -30,6 +31,10 @@ VIEWS = {
         SELECT name AS metric, version, suite, unit, lower, upper, description, source,
                family, parameter
         FROM metric
+    """,
+    "probes": """
+        SELECT name AS probe, version, kind, content_hash, seed, description
+        FROM probe
     """,
     "relations": """
         SELECT DISTINCT p.name AS probe, r.name AS relation, r.category, r.k, r.n_pairs

@@ -46,10 +46,14 @@ def chart(
         queries.require_model(catalog, name)
     taxonomy = taxonomy or _usual_taxonomy(catalog, model)
     frame = queries.head_labels(catalog, model, taxonomy).pandas()
+    # All labels of the taxonomy, so that colours are the same whichever models are drawn.
+    labels = queries.taxonomy_labels(catalog, taxonomy)
     if kind is Kind.MAP:
-        drawn = charts.category_map(frame, taxonomy=taxonomy)
+        drawn = charts.category_map(frame, taxonomy=taxonomy, labels=labels)
     else:
-        drawn = charts.layer_bins(frame, taxonomy=taxonomy, bins=bins, width=bin_width)
+        drawn = charts.layer_bins(
+            frame, taxonomy=taxonomy, labels=labels, bins=bins, width=bin_width
+        )
     charts.save(drawn, output)
     errors.print(f"{output}")
 
