@@ -1,6 +1,7 @@
 """What people bring: models known by their layout, and labels made by hand or published."""
 
 import csv
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -114,10 +115,10 @@ def _read(path: Path, source: str) -> Iterator[_Row]:
     if source not in SOURCES:
         raise UsageError(f"{source!r} is no source of labels; expected one of {', '.join(SOURCES)}")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a CSV file: {error}") from error
-    reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
     missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
     if missing:
         raise InputError(

@@ -51,6 +51,18 @@ def require_model(catalog: Catalog, name: str) -> dict[str, Any]:
     return rows[name]
 
 
+def require_taxonomy(catalog: Catalog, name: str) -> None:
+    """See that there is a taxonomy of this name.
+
+    Raises:
+        UsageError: If there is none; it names those that there are.
+    """
+    known = [row["taxonomy"] for row in catalog.sql("SELECT DISTINCT taxonomy FROM taxonomies")]
+    if name not in known:
+        has = f"it has {', '.join(sorted(known))}" if known else "nothing is labelled yet"
+        raise UsageError(f"the catalog has no taxonomy {name!r}; {has}")
+
+
 def taxonomies(catalog: Catalog, *models: str) -> Result:
     """The taxonomies in use anywhere in the catalog, those that label these models first.
 

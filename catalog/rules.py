@@ -32,11 +32,11 @@ def apply_rules(session: Session, model_id: int, spec: TaxonomySpec, run_id: int
         )
         .values(retired_at=now)
     )
-    given: dict[tuple[int, str], str] = {}
+    given: dict[tuple[int, str], list[str]] = {}
     for rule in spec.rules:
         for head_id, label, metric, value in session.execute(_matches(rule, model_id)):
             reason = f"{metric} {value:.3g} >= {rule.threshold:g}"
-            given.setdefault((head_id, label), reason)
+            given.setdefault((head_id, label), []).append(reason)
     label_ids = {label: ensure_label(session, taxonomy_id, label) for _, label in given}
     if given:
         session.execute(
@@ -46,11 +46,11 @@ def apply_rules(session: Session, model_id: int, spec: TaxonomySpec, run_id: int
                     "head_id": head_id,
                     "label_id": label_ids[label],
                     "source": "rule",
-                    "reason": reason,
+                    "reason": ", ".join(reasons),
                     "run_id": run_id,
                     "added_at": now,
                 }
-                for (head_id, label), reason in given.items()
+                for (head_id, label), reasons in given.items()
             ],
         )
     return len(given)

@@ -177,6 +177,8 @@ def test_a_chart_takes_the_taxonomy_that_there_is(heads: Heads, tmp_path: Path) 
     assert "80.0%" in svg
     assert "20.0%" in svg
     assert "[0, 12)" in svg
+    unknown = heads("chart", "map", "gpt2-xl", "--taxonomy", "verdcit", "-o", "map.svg")
+    assert (unknown.returncode, "it has verdict" in unknown.stderr) == (2, True)
 
 
 def test_the_database_commands(heads: Heads, tmp_path: Path) -> None:

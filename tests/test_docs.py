@@ -39,7 +39,17 @@ def test_the_readme_names_the_two_commands_and_every_view() -> None:
     readme = (ROOT / "README.md").read_text()
     assert re.search(r"^make demo", readme, re.MULTILINE)
     assert re.search(r"^make test", readme, re.MULTILINE)
-    for view in ("models", "heads", "metrics", "scores", "labels", "runs", "probes", "relations"):
+    for view in (
+        "models",
+        "heads",
+        "metrics",
+        "scores",
+        "labels",
+        "taxonomies",
+        "runs",
+        "probes",
+        "relations",
+    ):
         assert f"| `{view}` |" in readme
 
 

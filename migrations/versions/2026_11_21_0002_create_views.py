@@ -76,6 +76,11 @@ VIEWS = {
         JOIN taxonomy t ON t.id = l.taxonomy_id
         WHERE m.is_current AND hl.retired_at IS NULL
     """,
+    "taxonomies": """
+        SELECT t.name AS taxonomy, t.version, t.description, t.rules, l.name AS label
+        FROM taxonomy t
+        LEFT JOIN label l ON l.taxonomy_id = t.id
+    """,
     "runs": """
         SELECT r.id AS run_id, m.name AS model, r.suite,
                (SELECT string_agg(p.name, ',' ORDER BY p.name)

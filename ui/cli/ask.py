@@ -22,8 +22,8 @@ def sql(
 ) -> None:
     """Ask in SQL, reading only.
 
-    Views: models, heads, metrics, scores, labels, runs, probes, relations, and score_runs, which
-    also has the scores of runs that a later run has replaced.
+    Views: models, heads, metrics, scores, labels, taxonomies, runs, probes, relations, and
+    score_runs, which also has the scores of runs that a later run has replaced.
 
     Example: heads sql "SELECT layer, head, value FROM scores WHERE metric = 'induction'
     ORDER BY value DESC LIMIT 5" --format csv

@@ -44,7 +44,10 @@ def chart(
     catalog = open_catalog(context, db)
     for name in model:
         queries.require_model(catalog, name)
-    taxonomy = taxonomy or _usual_taxonomy(catalog, model)
+    if taxonomy is None:
+        taxonomy = _usual_taxonomy(catalog, model)
+    else:
+        queries.require_taxonomy(catalog, taxonomy)
     frame = queries.head_labels(catalog, model, taxonomy).pandas()
     # All labels of the taxonomy, so that colours are the same whichever models are drawn.
     labels = queries.taxonomy_labels(catalog, taxonomy)
