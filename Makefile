@@ -24,9 +24,9 @@ demo: $(VENV)/demo  ## measure a real model, ask the catalog, draw both pictures
 	$(BIN)/heads --db $(DEMO_DB) sql "SELECT taxonomy, label, count(*) AS heads FROM labels GROUP BY taxonomy, label ORDER BY taxonomy, heads DESC"
 	$(BIN)/heads --db $(DEMO_DB) chart map $(MODEL) -o demo/map.png
 	$(BIN)/heads --db $(DEMO_DB) chart bars $(MODEL) -o demo/bars.png
-	@echo; echo "Open the page with: make ui   (the same as: $(BIN)/heads --db $(DEMO_DB) ui)"
+	@echo; echo "See the page with: make ui   (the same as: $(BIN)/heads --db $(DEMO_DB) ui)"
 
-ui: $(VENV)/demo  ## open the page on the demo's catalog
+ui: $(VENV)/demo  ## serve the page on the demo's catalog
 	$(BIN)/heads --db $(DEMO_DB) ui
 
 test: $(VENV)/dev browser lint types  ## lint, types and every test

@@ -8,14 +8,14 @@ wait for each other instead of failing.
 
 import contextlib
 import os
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import filelock
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, make_url
+import psutil
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, func, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
@@ -30,7 +30,9 @@ _READ_ONLY: dict[str, Any] = {
     "temp_directory": "",
     "lock_configuration": "true",
 }
-_HOLDER = re.compile(r"held in (?P<program>.+?) \(PID (?P<pid>\d+)\)")
+_LOCK_SUFFIX = ".lock"
+_LOCKS = Path("/proc/locks")
+_WRITERS = 0x77726974  # "writ": any number will do, if all writers share it
 
 
 class Database:
@@ -85,13 +87,16 @@ class Database:
             yield connection
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[Connection]:
+    def writing(self, patience: float | None = None) -> Iterator[Connection]:
         """A connection that may write, within no transaction yet.
 
+        Args:
+            patience: Seconds to wait for the file, in place of `lock_timeout`.
+
         Raises:
-            LockedError: If other processes kept the file for longer than `lock_timeout`.
+            LockedError: If other processes kept the file for longer.
         """
-        with self._connect(writable=True) as connection:
+        with self._connect(writable=True, patience=patience) as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -100,13 +105,20 @@ class Database:
             yield session
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[Session]:
-        """A session whose work becomes visible as a whole at the end, or not at all."""
-        with self.writing() as connection, Session(connection) as session, session.begin():
+    def transaction(self, patience: float | None = None) -> Iterator[Session]:
+        """A session whose work becomes visible as a whole at the end, or not at all.
+
+        Writers take turns, on a server as in a file, so that none meets a half-made row of
+        another.
+        """
+        with self.writing(patience) as connection, Session(connection) as session, session.begin():
+            if not self.is_duckdb:
+                session.execute(select(func.pg_advisory_xact_lock(_WRITERS)))
             yield session
 
     @contextlib.contextmanager
-    def _connect(self, *, writable: bool) -> Iterator[Connection]:
+    def _connect(self, *, writable: bool, patience: float | None = None) -> Iterator[Connection]:
+        patience = self.lock_timeout if patience is None else patience
         engine = self._engine(writable=writable)
         try:
             if not self.is_duckdb:
@@ -114,9 +126,9 @@ class Database:
                     yield connection
                 return
             started = time.monotonic()
-            with self._file_lock(writable=writable):
-                patience = self.lock_timeout - (time.monotonic() - started)
-                with self._open_file(engine, patience) as connection:
+            with self._file_lock(patience, writable=writable):
+                left = patience - (time.monotonic() - started)
+                with self._open_file(engine, left, patience) as connection:
                     yield connection
         finally:
             engine.dispose()
@@ -137,9 +149,9 @@ class Database:
             ) from error
 
     @contextlib.contextmanager
-    def _file_lock(self, *, writable: bool) -> Iterator[None]:
+    def _file_lock(self, patience: float, *, writable: bool) -> Iterator[None]:
         assert self.path is not None  # noqa: S101 - narrows the type
-        beside = self.path.with_name(self.path.name + ".lock")
+        beside = self.path.with_name(self.path.name + _LOCK_SUFFIX)
         if not writable and not os.access(beside.parent, os.W_OK):
             yield  # nobody writes in a folder that is read-only
             return
@@ -148,18 +160,18 @@ class Database:
         lock = filelock.ReadWriteLock(beside, is_singleton=False)
         acquire = lock.acquire_write if writable else lock.acquire_read
         try:
-            acquire(timeout=self.lock_timeout)
+            acquire(timeout=patience)
         except filelock.Timeout:
-            raise self._locked(_holder_of(self.path)) from None
+            raise self._locked(patience) from None
         try:
             yield
         finally:
             lock.release()
             lock.close()
 
-    def _open_file(self, engine: Engine, patience: float) -> Connection:
+    def _open_file(self, engine: Engine, left: float, patience: float) -> Connection:
         """Open the file; wait also for programs that know nothing of our lock."""
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + left
         while True:
             try:
                 return engine.connect()
@@ -170,12 +182,14 @@ class Database:
                         f"{self.name} cannot be opened as a DuckDB file: {text.splitlines()[0]}"
                     ) from error
                 if time.monotonic() > deadline:
-                    raise self._locked(_holder_in(text)) from None
+                    raise self._locked(patience) from None
                 time.sleep(0.05)
 
-    def _locked(self, holder: str) -> LockedError:
+    def _locked(self, patience: float) -> LockedError:
+        assert self.path is not None  # noqa: S101 - narrows the type
+        holders = _holders(self.path, self.path.with_name(self.path.name + _LOCK_SUFFIX))
         return LockedError(
-            f"{self.name} was in use by {holder} for all of {self.lock_timeout:g} s; "
+            f"{self.name} was in use by {holders} for all of {patience:g} s; "
             "end that program or wait for it, or raise HEADS_LOCK_TIMEOUT"
         )
 
@@ -212,17 +226,15 @@ def _server_connection(engine: Engine, name: str) -> Connection:
         raise SchemaError(f"{name} cannot be reached: {reason}") from error
 
 
-def _holder_in(text: str) -> str:
-    match = _HOLDER.search(text)
-    return f"{match['program']} (process {match['pid']})" if match else "another connection"
-
-
-def _holder_of(path: Path) -> str:
-    """Who has the file open; DuckDB knows, and says so when asked for it."""
-    import duckdb  # noqa: PLC0415 - on the way to an error only
-
-    try:
-        duckdb.connect(path, read_only=path.exists()).close()
-    except duckdb.Error as error:
-        return _holder_in(str(error))
-    return "other readers"
+def _holders(*paths: Path) -> str:
+    """Which programs hold locks on these files; Linux tells."""
+    files = {str(path.stat().st_ino) for path in paths if path.exists()}
+    # A line: number, POSIX, ADVISORY, READ or WRITE, pid, major:minor:inode, start, end
+    lines = _LOCKS.read_text().splitlines() if _LOCKS.exists() else []
+    fields = [line.replace("-> ", "").split() for line in lines]
+    pids = {int(one[4]) for one in fields if one[5].rpartition(":")[2] in files}
+    named = []
+    for pid in sorted(pids):
+        with contextlib.suppress(psutil.Error):
+            named.append(f"{psutil.Process(pid).name()} (process {pid})")
+    return " and ".join(named) or "another program"

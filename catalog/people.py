@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from catalog.database import Database
 from catalog.declarations import ModelSpec
 from catalog.errors import InputError, UsageError
-from catalog.orm import Head, HeadLabel, Label, Model, Taxonomy
+from catalog.orm import Head, HeadLabel, Model
 from catalog.publishing import head_rows
 from catalog.rules import ensure_label, ensure_taxonomy
 
@@ -85,7 +85,7 @@ def import_labels(database: Database, path: Path, *, source: str, reviewer: str 
         for row in rows:
             if (row.model, row.layer, row.head) not in heads:
                 raise InputError(f"{path}, line {row.line}: {_absent(row, heads)}")
-        existing = _existing(session, set(heads.values()))
+        existing = _existing(session, {row.model for row in rows})
         labels: dict[tuple[str, str], int] = {}
         added = 0
         for row in rows:
@@ -93,15 +93,16 @@ def import_labels(database: Database, path: Path, *, source: str, reviewer: str 
             if name not in labels:
                 taxonomy = ensure_taxonomy(session, row.taxonomy, f"imported from {path.name}")
                 labels[name] = ensure_label(session, taxonomy, row.label)
-            key = (heads[row.model, row.layer, row.head], labels[name], row.source)
+            head_id, label_id = heads[row.model, row.layer, row.head], labels[name]
+            key = (row.model, row.layer, row.head, label_id, row.source)
             if key in existing:
                 continue
             existing.add(key)
             added += 1
             session.add(
                 HeadLabel(
-                    head_id=key[0],
-                    label_id=key[1],
+                    head_id=head_id,
+                    label_id=label_id,
                     source=row.source,
                     confidence=row.confidence,
                     reason=reviewer,
@@ -181,11 +182,15 @@ def _absent(row: _Row, heads: dict[tuple[str, int, int], int]) -> str:
     )
 
 
-def _existing(session: Session, heads: set[int]) -> set[tuple[int, int, str]]:
+def _existing(session: Session, models: set[str]) -> set[tuple[str, int, int, int, str]]:
+    """Model, layer, head, label id and source of the labels there are, in whichever revision."""
     query = (
-        select(HeadLabel.head_id, HeadLabel.label_id, HeadLabel.source)
-        .join(Label, Label.id == HeadLabel.label_id)
-        .join(Taxonomy, Taxonomy.id == Label.taxonomy_id)
-        .where(HeadLabel.retired_at.is_(None), HeadLabel.head_id.in_(heads))
+        select(Model.name, Head.layer, Head.head, HeadLabel.label_id, HeadLabel.source)
+        .join(Head, Head.model_id == Model.id)
+        .join(HeadLabel, HeadLabel.head_id == Head.id)
+        .where(HeadLabel.retired_at.is_(None), Model.name.in_(models))
     )
-    return {(head, label, source) for head, label, source in session.execute(query)}
+    return {
+        (name, layer, head, label, source)
+        for name, layer, head, label, source in session.execute(query)
+    }

@@ -7,12 +7,13 @@ Nothing that a reader sees changes before `publish` commits. The replaced run's 
 import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import psutil
 import pyarrow as pa
-from sqlalchemy import Select, and_, delete, func, insert, literal, select, text, update
+from sqlalchemy import Select, and_, delete, insert, select, text, update
 from sqlalchemy.orm import Session
 
 from catalog import bulk
@@ -22,13 +23,13 @@ from catalog.declarations import (
     MetricSpec,
     ModelSpec,
     ProbeSpec,
+    Rule,
     RunSpec,
     TaxonomySpec,
 )
 from catalog.errors import ModelError
 from catalog.orm import (
     Head,
-    HeadLabel,
     Metric,
     Model,
     Probe,
@@ -39,9 +40,16 @@ from catalog.orm import (
     ScoreHistory,
     table,
 )
-from catalog.rules import apply_rules
+from catalog.rules import apply_rules, declare
 
-_CREATED_TIME_SLACK = 1.0
+CLASSIFY = "classify"
+"""The suite of runs that apply rules and measure nothing."""
+
+PUBLISHING_PATIENCE = 600.0
+"""Seconds to wait at least for a DuckDB file when scores are to be published."""
+
+_CREATED_TIME_SLACK = 60.0
+# Seconds: a process's start is computed from the clock, which may have been set since.
 
 
 def published_runs(database: Database, model: str, keys: Sequence[str]) -> dict[str, int]:
@@ -51,12 +59,7 @@ def published_runs(database: Database, model: str, keys: Sequence[str]) -> dict[
             select(RunProbe.key, RunProbe.run_id)
             .join(Run, Run.id == RunProbe.run_id)
             .join(Model, Model.id == Run.model_id)
-            .where(
-                RunProbe.key.in_(keys),
-                RunProbe.is_published,
-                Model.is_current,
-                Model.name == model,
-            )
+            .where(RunProbe.key.in_(keys), RunProbe.is_published, Model.name == model)
         )
         return {key: run_id for key, run_id in found}  # noqa: C416 - rows are no pairs to a type checker
 
@@ -71,9 +74,8 @@ def begin(database: Database, spec: RunSpec) -> int:
         ModelError: If the model's name stands for something else in this catalog.
     """
     with database.transaction() as session:
-        _take_turn(session, spec.model.name)
         model = _model_row(session, spec.model)
-        _sync_metrics(session, spec.metrics)
+        _register_metrics(session, spec.metrics)
         process = psutil.Process()
         run = Run(
             model_id=model.id,
@@ -101,6 +103,7 @@ def publish(
     run_id: int,
     measurements: Sequence[Measurement],
     *,
+    metrics: Sequence[MetricSpec],
     taxonomies: Sequence[TaxonomySpec] = (),
     notes: Mapping[str, Any] | None = None,
     peak_memory: int | None = None,
@@ -111,6 +114,7 @@ def publish(
         database: Where the run was begun.
         run_id: A run with status `running`.
         measurements: Every metric on every probe of the run.
+        metrics: The declarations of what was measured, which readers see from now on.
         taxonomies: Those whose rules are applied to the model's published scores afterwards.
         notes: What was skipped and why.
         peak_memory: Bytes.
@@ -118,15 +122,16 @@ def publish(
     Raises:
         ValueError: If the run is not running, a value is NaN or infinite, or a shape is wrong.
     """
-    with database.transaction() as session:
+    # What took hours to measure is worth more patience than a question is.
+    patience = max(database.lock_timeout, PUBLISHING_PATIENCE)
+    with database.transaction(patience) as session:
         run = session.get_one(Run, run_id)
         model = session.get_one(Model, run.model_id)
-        _take_turn(session, model.name)
-        session.refresh(run)
         if run.status != "running":
             raise ValueError(f"run {run_id} cannot be published: it has {run.status} already")
+        _update_metrics(session, metrics)
         heads = _head_ids(session, model)
-        _archive_replaced(session, run)
+        _archive_replaced(session, run, model)
         session.flush()
         bulk.insert(
             session.connection(),
@@ -141,7 +146,8 @@ def publish(
         session.execute(update(RunProbe).where(RunProbe.run_id == run_id).values(is_published=True))
         session.flush()
         for taxonomy in taxonomies:
-            apply_rules(session, model.id, taxonomy, run_id)
+            declare(session, taxonomy)
+            apply_rules(session, model.name, _in_force(session, model.name, taxonomy))
 
 
 def fail(database: Database, run_id: int, reason: str) -> None:
@@ -155,18 +161,19 @@ def fail(database: Database, run_id: int, reason: str) -> None:
 def classify(database: Database, model: str, taxonomies: Sequence[TaxonomySpec]) -> dict[str, int]:
     """Apply rules to a model's published scores, as a run of its own.
 
+    They stay in force for this model: later runs are labelled by them too, until the next call.
+
     Returns:
         How many labels each taxonomy gave.
     """
     with database.transaction() as session:
-        _take_turn(session, model)
         row = session.scalars(select(Model).where(Model.name == model, Model.is_current)).one()
         process, now = psutil.Process(), datetime.now(UTC)
         run = Run(
             model_id=row.id,
-            suite="classify",
+            suite=CLASSIFY,
             status="succeeded",
-            params={spec.name: [str(rule) for rule in spec.rules] for spec in taxonomies},
+            params={spec.name: [asdict(rule) for rule in spec.rules] for spec in taxonomies},
             versions={spec.name: spec.version for spec in taxonomies},
             started_at=now,
             host=platform.node(),
@@ -175,7 +182,7 @@ def classify(database: Database, model: str, taxonomies: Sequence[TaxonomySpec])
         )
         session.add(run)
         session.flush()
-        counts = {spec.name: apply_rules(session, row.id, spec, run.id) for spec in taxonomies}
+        counts = {spec.name: apply_rules(session, model, spec) for spec in taxonomies}
         run.finished_at = datetime.now(UTC)
         run.seconds = (run.finished_at - now).total_seconds()
         return counts
@@ -186,17 +193,26 @@ def reap(database: Database) -> list[int]:
     with database.read_session() as session:
         dead = [run.id for run in session.scalars(_running_here()) if not _is_alive(run)]
     for run_id in dead:
-        with database.transaction() as session:
+        with database.transaction(patience=0) as session:
             run = session.get_one(Run, run_id)
             if run.status == "running":
                 _close(run, f"process {run.pid} on {run.host} ended before the run (killed?)")
     return dead
 
 
-def _take_turn(session: Session, model: str) -> None:
-    """Let runs of one model write one after the other; on DuckDB all writers do so anyway."""
-    if session.get_bind().dialect.name == "postgresql":
-        session.execute(select(func.pg_advisory_xact_lock(func.hashtext(model))))
+def _in_force(session: Session, model: str, declared: TaxonomySpec) -> TaxonomySpec:
+    """A taxonomy with the rules that a model was last classified by, the declared ones if never."""
+    classified = session.scalars(
+        select(Run.params)
+        .join(Model, Model.id == Run.model_id)
+        .where(Run.suite == CLASSIFY, Run.status == "succeeded", Model.name == model)
+        .order_by(Run.id.desc())
+    )
+    for params in classified:
+        if declared.name in params:
+            rules = tuple(Rule(**rule) for rule in params[declared.name])
+            return replace(declared, rules=rules)
+    return declared
 
 
 def _running_here() -> Select[Run]:
@@ -206,7 +222,7 @@ def _running_here() -> Select[Run]:
 def _is_alive(run: Run) -> bool:
     try:
         started = psutil.Process(run.pid).create_time()
-    except psutil.NoSuchProcess:
+    except psutil.Error:
         return False
     return abs(started - run.process_started) < _CREATED_TIME_SLACK
 
@@ -240,16 +256,21 @@ def _model_row(session: Session, spec: ModelSpec) -> Model:
     return model
 
 
-def _sync_metrics(session: Session, specs: Sequence[MetricSpec]) -> None:
-    """Declared facts overwrite what is stored; a metric new to PostgreSQL gets its partition."""
+def _update_metrics(session: Session, specs: Sequence[MetricSpec]) -> None:
+    """Let the declared facts stand beside the scores that they describe."""
     known = {metric.name: metric for metric in session.scalars(select(Metric))}
     for spec in specs:
-        facts = vars(spec) | {"name": spec.name}
-        if metric := known.get(spec.name):
-            for field, value in facts.items():
-                setattr(metric, field, value)
+        for field, value in vars(spec).items():
+            setattr(known[spec.name], field, value)
+
+
+def _register_metrics(session: Session, specs: Sequence[MetricSpec]) -> None:
+    """Give new metrics a row, and on PostgreSQL a partition; nobody sees either before scores."""
+    known = set(session.scalars(select(Metric.name)))
+    for spec in specs:
+        if spec.name in known:
             continue
-        metric = Metric(**facts)
+        metric = Metric(**vars(spec), name=spec.name)
         session.add(metric)
         session.flush()
         if session.get_bind().dialect.name == "postgresql":
@@ -298,22 +319,27 @@ def _head_ids(session: Session, model: Model) -> dict[tuple[int, int], int]:
     return {(layer, head): head_id for layer, head, head_id in session.execute(chosen)}
 
 
-def _archive_replaced(session: Session, run: Run) -> None:
-    """Move to the history what this run's model, suite and probe names had published."""
+def _archive_replaced(session: Session, run: Run, model: Model) -> None:
+    """Move to the history what this run's model, suite and probe names had published.
+
+    Of the model in any revision: readers know it by its name, and see for each suite and probe
+    the newest run.
+    """
     names = select(Probe.name).join(RunProbe).where(RunProbe.run_id == run.id)
     replaced = session.execute(
         select(RunProbe.run_id, RunProbe.probe_id)
         .join(Run, Run.id == RunProbe.run_id)
+        .join(Model, Model.id == Run.model_id)
         .join(Probe, Probe.id == RunProbe.probe_id)
         .where(
-            Run.model_id == run.model_id,
+            Model.name == model.name,
             Run.suite == run.suite,
             RunProbe.is_published,
             Probe.name.in_(names),
         )
     ).all()
     of_suite = select(Metric.id).where(Metric.suite == run.suite)
-    of_model = select(Head.id).where(Head.model_id == run.model_id)
+    of_model = select(Head.id).join(Model).where(Model.name == model.name)
     for old_run, probe in replaced:
         # Metric and head narrow the rows to one partition range: neither database has an index
         # on run_id, which would cost every write for the sake of this one query.
@@ -383,36 +409,10 @@ def _checked(one: Measurement, model: Model) -> Iterator[tuple[tuple[int, int], 
 
 
 def _make_current(session: Session, model: Model) -> None:
-    """Let readers see this revision in place of the one before, with what people said of it."""
-    if model.is_current:
-        return
-    former = session.scalars(
-        select(Model).where(Model.name == model.name, Model.is_current)
-    ).one_or_none()
-    model.is_current = True
-    if former is None:
-        return
-    former.is_current = False
-    old, new = table(Head).alias("old"), table(Head).alias("new")
+    """Let `models` show this revision in place of the one before."""
     session.execute(
-        insert(HeadLabel).from_select(
-            ["head_id", "label_id", "source", "confidence", "reason", "added_at"],
-            select(
-                new.c.id,
-                HeadLabel.label_id,
-                HeadLabel.source,
-                HeadLabel.confidence,
-                HeadLabel.reason,
-                HeadLabel.added_at,
-            )
-            .select_from(HeadLabel)
-            .join(old, old.c.id == HeadLabel.head_id)
-            .join(new, and_(new.c.layer == old.c.layer, new.c.head == old.c.head))
-            .where(
-                old.c.model_id == former.id,
-                new.c.model_id == literal(model.id),
-                HeadLabel.source != "rule",
-                HeadLabel.retired_at.is_(None),
-            ),
-        )
+        update(Model)
+        .where(Model.name == model.name, Model.id != model.id, Model.is_current)
+        .values(is_current=False)
     )
+    model.is_current = True

@@ -164,10 +164,7 @@ def label_counts(catalog: Catalog, model: str) -> Result:
 
 
 def head(catalog: Catalog, model: str, layer: int, head: int) -> Result:
-    """Everything about one head: what (metric or taxonomy), on (probe or source), value, label.
-
-    Empty where the model has no such head.
-    """
+    """Everything about one head: what (metric or taxonomy), on (probe or source), value, label."""
     return catalog.sql(
         """
         SELECT h.name, s.metric AS what, s.probe AS "on", s.value, NULL AS label
@@ -177,7 +174,7 @@ def head(catalog: Catalog, model: str, layer: int, head: int) -> Result:
         UNION ALL
         SELECT h.name, l.taxonomy, l.source, NULL, l.label
         FROM heads h
-        LEFT JOIN labels l ON l.model = h.model AND l.layer = h.layer AND l.head = h.head
+        JOIN labels l ON l.model = h.model AND l.layer = h.layer AND l.head = h.head
         WHERE h.model = :model AND h.layer = :layer AND h.head = :head
         ORDER BY 5, 2, 3
         """,

@@ -1,66 +1,91 @@
 """Labels that follow from published scores by declared rules."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
-from sqlalchemy import and_, insert, literal, or_, select, update
+from sqlalchemy import Select, and_, literal, or_, select, update
 from sqlalchemy.orm import Session
 
 from catalog.declarations import Rule, TaxonomySpec
-from catalog.orm import Head, HeadLabel, Label, Metric, Probe, Relation, Score, Taxonomy
+from catalog.orm import Head, HeadLabel, Label, Metric, Model, Probe, Relation, Score, Taxonomy
 
 
-def apply_rules(session: Session, model_id: int, spec: TaxonomySpec, run_id: int) -> int:
-    """Replace a model's rule labels of one taxonomy by what its published scores say now.
+def apply_rules(session: Session, model: str, spec: TaxonomySpec) -> int:
+    """Make a model's rule labels of one taxonomy what its published scores say now.
 
-    Labels by people or from publications are left alone; replaced ones are retired, not deleted.
+    Labels by people or from publications are left alone. What no longer holds is retired, not
+    deleted; what holds as before is not touched.
+
+    Args:
+        session: In a transaction.
+        model: By its name; labels are given to the heads that the scores are of.
+        spec: The rules.
 
     Returns:
-        The number of labels given.
+        The number of labels that hold.
     """
-    taxonomy_id = _sync_taxonomy(session, spec)
+    taxonomy_id = ensure_taxonomy(session, spec.name, spec.description)
     now = datetime.now(UTC)
-    of_model = select(Head.id).where(Head.model_id == model_id)
-    of_taxonomy = select(Label.id).where(Label.taxonomy_id == taxonomy_id)
-    session.execute(
-        update(HeadLabel)
+    found: dict[tuple[int, str], _Finding] = {}
+    for rule in spec.rules:
+        for head_id, label, metric, value, measured_by in session.execute(_matches(rule, model)):
+            finding = found.setdefault((head_id, label), _Finding(measured_by))
+            finding.reasons.append(f"{metric} {value:.3g} >= {rule.threshold:g}")
+    label_ids = {label: ensure_label(session, taxonomy_id, label) for _, label in found}
+    wanted = {
+        (head_id, label_ids[label]): (", ".join(finding.reasons), finding.run_id)
+        for (head_id, label), finding in found.items()
+    }
+    for given in session.scalars(_given(model, taxonomy_id)):
+        key = (given.head_id, given.label_id)
+        if wanted.get(key) == (given.reason, given.run_id):
+            del wanted[key]
+        else:
+            given.retired_at = now
+    session.add_all(
+        HeadLabel(
+            head_id=head_id,
+            label_id=label_id,
+            source="rule",
+            reason=reason,
+            run_id=measured_by,
+            added_at=now,
+        )
+        for (head_id, label_id), (reason, measured_by) in wanted.items()
+    )
+    session.flush()
+    return len(found)
+
+
+@dataclass
+class _Finding:
+    """Why a head has a label: the run that measured it, and every score that reaches a rule."""
+
+    run_id: int
+    reasons: list[str] = field(default_factory=list)
+
+
+def _given(model: str, taxonomy_id: int) -> Select[HeadLabel]:
+    """A model's rule labels of a taxonomy that are not retired."""
+    return (
+        select(HeadLabel)
+        .join(Head, Head.id == HeadLabel.head_id)
+        .join(Model, Model.id == Head.model_id)
+        .join(Label, Label.id == HeadLabel.label_id)
         .where(
-            HeadLabel.head_id.in_(of_model),
-            HeadLabel.label_id.in_(of_taxonomy),
+            Model.name == model,
+            Label.taxonomy_id == taxonomy_id,
             HeadLabel.source == "rule",
             HeadLabel.retired_at.is_(None),
         )
-        .values(retired_at=now)
     )
-    given: dict[tuple[int, str], list[str]] = {}
-    for rule in spec.rules:
-        for head_id, label, metric, value in session.execute(_matches(rule, model_id)):
-            reason = f"{metric} {value:.3g} >= {rule.threshold:g}"
-            given.setdefault((head_id, label), []).append(reason)
-    label_ids = {label: ensure_label(session, taxonomy_id, label) for _, label in given}
-    if given:
-        session.execute(
-            insert(HeadLabel),
-            [
-                {
-                    "head_id": head_id,
-                    "label_id": label_ids[label],
-                    "source": "rule",
-                    "reason": ", ".join(reasons),
-                    "run_id": run_id,
-                    "added_at": now,
-                }
-                for (head_id, label), reasons in given.items()
-            ],
-        )
-    return len(given)
 
 
-def _matches(rule: Rule, model_id: int):  # type: ignore[no-untyped-def]  # noqa: ANN202 - SQLAlchemy's type is longer than the query
-    """Head, label, metric and value of every score that reaches the rule's threshold."""
+def _matches(rule: Rule, model: str):  # type: ignore[no-untyped-def]  # noqa: ANN202 - SQLAlchemy's type is longer than the query
+    """Head, label, metric, value and run of every score that reaches the rule's threshold."""
     label = Relation.category if rule.label is None else literal(rule.label)
     conditions = [
-        Head.model_id == model_id,
+        Model.name == model,
         or_(Metric.name == rule.metric, Metric.family == rule.metric),
         Score.value >= rule.threshold,
         label.is_not(None),
@@ -68,8 +93,9 @@ def _matches(rule: Rule, model_id: int):  # type: ignore[no-untyped-def]  # noqa
     if rule.probe is not None:
         conditions.append(Probe.name == rule.probe)
     return (
-        select(Score.head_id, label, Metric.name, Score.value)
+        select(Score.head_id, label, Metric.name, Score.value, Score.run_id)
         .join(Head, Head.id == Score.head_id)
+        .join(Model, Model.id == Head.model_id)
         .join(Metric, Metric.id == Score.metric_id)
         .join(Probe, Probe.id == Score.probe_id)
         .outerjoin(Relation, and_(Relation.probe_id == Probe.id, Relation.name == Metric.parameter))
@@ -78,15 +104,15 @@ def _matches(rule: Rule, model_id: int):  # type: ignore[no-untyped-def]  # noqa
     )
 
 
-def _sync_taxonomy(session: Session, spec: TaxonomySpec) -> int:
-    rules = {"rules": [asdict(rule) for rule in spec.rules]}
+def declare(session: Session, spec: TaxonomySpec) -> None:
+    """Keep a taxonomy's declared rules in the catalog."""
     taxonomy_id = ensure_taxonomy(session, spec.name, spec.description)
+    rules = {"rules": [asdict(rule) for rule in spec.rules]}
     session.execute(
         update(Taxonomy)
         .where(Taxonomy.id == taxonomy_id)
         .values(version=spec.version, description=spec.description, rules=rules)
     )
-    return taxonomy_id
 
 
 def ensure_taxonomy(session: Session, name: str, description: str) -> int:

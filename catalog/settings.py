@@ -17,7 +17,10 @@ class Settings(BaseSettings):
     """SQLAlchemy URL of the catalog; not shown in `repr`, since it may hold a password."""
 
     lock_timeout: float = Field(30.0, ge=0)
-    """Seconds to wait for a DuckDB file that another process has open."""
+    """Seconds to wait for a DuckDB file that another process has open.
+
+    To publish what has been measured, writers wait for ten minutes at least.
+    """
 
 
 def load_settings() -> Settings:

@@ -93,13 +93,27 @@ def run(connection: Connection, query: str, parameters: Mapping[str, Any] | None
         if parameters:
             result = connection.execute(text(query), parameters)
         else:
-            result = connection.exec_driver_sql(query)
-        return Result(result.cursor.to_arrow_table() if on_duckdb else _arrow(result))
+            # Without this option a driver would take a percent sign for a placeholder.
+            raw = connection.execution_options(no_parameters=True)
+            result = raw.exec_driver_sql(query)
+        return Result(_tidy(result.cursor.to_arrow_table() if on_duckdb else _arrow(result)))
     except (DBAPIError, StatementError) as error:
         reason = str(error.orig or error).strip().split("\n\n")[0]
         raise QueryError(f"the database refused the query: {reason}") from error
     except duckdb.Error as error:
         raise QueryError(f"the query failed: {error}") from error
+
+
+def _tidy(table: pa.Table) -> pa.Table:
+    """Make column names unique (value, value_1 ...) and sums of integers integers again."""
+    seen: dict[str, int] = {}
+    names, columns = [], []
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        count = seen[name] = seen.get(name, -1) + 1
+        names.append(f"{name}_{count}" if count else name)
+        whole = pa.types.is_decimal(column.type) and column.type.scale == 0
+        columns.append(column.cast(pa.int64(), safe=False) if whole else column)
+    return pa.table(columns, names=names)
 
 
 def _require_reading_duckdb(query: str) -> None:

@@ -3,12 +3,11 @@
 A request is plain data, so that a queue can carry it; `ingest` is all that a task has to call.
 """
 
+import contextlib
 import hashlib
 import json
 import platform
-import resource
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sqlalchemy.exc import DBAPIError
 from transformers import PreTrainedConfig
 
 from catalog import Catalog, publishing
 from catalog.declarations import RunSpec
-from catalog.errors import UsageError
+from catalog.errors import HeadsError, UsageError
 from ingest.classify import TAXONOMIES
 from ingest.probes.sequences import Vocabulary
 from ingest.progress import Progress, Silence
@@ -29,6 +29,10 @@ from ingest.readers.loading import LoadedModel
 from ingest.readers.source import resolve
 from ingest.suites import SUITES, Inputs, Plan
 
+# Of Linux: what the process uses, and how to begin a new peak (man 5 proc).
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
@@ -46,8 +50,8 @@ class IngestRequest:
     probe: str | None = None
     only: bool = False
     force: bool = False
+    first_mlp: bool = True
     allow_pickle: bool = False
-    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant.
@@ -92,7 +96,6 @@ def ingest(
         name=request.name,
         revision=request.revision,
         allow_pickle=request.allow_pickle,
-        trust_remote_code=request.trust_remote_code,
         on_progress=progress.stage,
     )
     prepared = loading.prepare(source, on_progress=progress.stage)
@@ -105,6 +108,9 @@ def ingest(
     todo = []
     outcomes = []
     for plan in _plans(config, vocabulary, request):
+        if not plan.probes:
+            progress.note(f"{plan.suite}: this tokenizer can use nothing of what is shipped")
+            continue
         keys = _keys(plan, source.revision, dtype)
         done = publishing.published_runs(catalog.database, source.name, list(keys.values()))
         left = [name for name, key in keys.items() if request.force or key not in done]
@@ -128,6 +134,7 @@ def _plans(config: PreTrainedConfig, vocabulary: Vocabulary, request: IngestRequ
         relations=Path(request.relations) if request.relations else None,
         probe=Path(request.probe) if request.probe else None,
         only=request.only,
+        first_mlp=request.first_mlp,
     )
     plans = [SUITES[suite](config, vocabulary, inputs) for suite in request.suites]
     if not any(plans):
@@ -147,6 +154,7 @@ def _keys(plan: Plan, revision: str, dtype: str) -> dict[str, str]:
                     "suite": plan.suite,
                     "probe": [name, probe.content_hash],
                     "metrics": {m.name: m.version for m in plan.metrics([name])},
+                    "params": plan.params([name]),
                     "dtype": dtype,
                 },
                 sort_keys=True,
@@ -166,16 +174,16 @@ def _run(
     progress: Progress,
 ) -> Outcome:
     names = list(keys)
-    metrics = plan.metrics(names)
-    source = loaded.source
+    metrics, notes = plan.metrics(names), plan.notes(names)
+    _forget_peak_memory(loaded)
     run_id = publishing.begin(
         catalog.database,
         RunSpec(
-            model=loading.model_spec(source, loaded.model),
+            model=loading.model_spec(loaded),
             suite=plan.suite,
             metrics=metrics,
             keyed_probes={key: plan.probes[name] for name, key in keys.items()},
-            params=dict(plan.params) | {"probes": _provenance(plan, names)},
+            params=plan.params(names) | {"probes": _provenance(plan, names)},
             versions=_versions() | {"metrics": {m.family: m.version for m in metrics}},
             device=_device_name(loaded),
             dtype=dtype,
@@ -188,17 +196,20 @@ def _run(
             catalog.database,
             run_id,
             measurements,
+            metrics=metrics,
             taxonomies=list(TAXONOMIES.values()),
-            notes=plan.notes,
+            notes=notes,
             peak_memory=_peak_memory(loaded),
         )
     except BaseException as error:
-        reason = str(error) or "interrupted"
-        publishing.fail(catalog.database, run_id, f"{type(error).__name__}: {reason}")
+        reason = f"{type(error).__name__}: {error or 'interrupted'}"
+        # A database that cannot take the reason must not hide it.
+        with contextlib.suppress(HeadsError, DBAPIError):
+            publishing.fail(catalog.database, run_id, reason)
         raise
-    for text in _told(plan.notes):
+    for text in _told(notes):
         progress.note(text)
-    return Outcome(model=source.name, suite=plan.suite, run_ids=(run_id,), is_new=True)
+    return Outcome(model=loaded.source.name, suite=plan.suite, run_ids=(run_id,), is_new=True)
 
 
 def _provenance(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
@@ -233,11 +244,13 @@ def _versions() -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The checkout's commit, with `-dirty` where it has changes; None for an installed release."""
-    here = Path(__file__).parent
+    checkout = Path(__file__).parents[1]
+    if not (checkout / ".git").exists():
+        return None
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],  # noqa: S607
-            cwd=here,
+            cwd=checkout,
             capture_output=True,
             text=True,
             check=True,
@@ -253,8 +266,20 @@ def _device_name(loaded: LoadedModel) -> str:
     return str(loaded.device)
 
 
-def _peak_memory(loaded: LoadedModel) -> int:
+def _forget_peak_memory(loaded: LoadedModel) -> None:
+    """Let a run's peak be its own, not that of what the process did before."""
+    if loaded.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(loaded.device)
+    else:
+        with contextlib.suppress(OSError):
+            _CLEAR_REFS.write_text(_RESET_PEAK)
+
+
+def _peak_memory(loaded: LoadedModel) -> int | None:
+    """Bytes, of the device where it has its own memory, else of the process."""
     if loaded.device.type == "cuda":
         return torch.cuda.max_memory_allocated(loaded.device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    if not _STATUS.exists():
+        return None
+    peak = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) * 1024

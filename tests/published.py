@@ -100,5 +100,6 @@ def publish(
             for one in metrics
             for on in probes
         ],
+        metrics=metrics,
         taxonomies=taxonomies,
     )

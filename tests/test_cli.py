@@ -84,6 +84,9 @@ def test_top_and_show(heads: Heads, filled: Catalog) -> None:
     assert "3 layers of 4 heads" in heads("show", "m", "L3H0").stderr
     assert "write it like L5H3" in heads("show", "m", "5.3").stderr
     assert "run 1" in heads("show", "m").stdout
+    assert json.loads(heads("show", "m", "L0H3", "-f", "json").stdout) == [
+        {"name": "L0H3", "what": "induction", "on": "plain", "value": None, "label": None}
+    ]
     unknown = heads("show", "mm")
     assert (unknown.returncode, "no model 'mm'" in unknown.stderr) == (2, True)
 
@@ -140,6 +143,8 @@ def _csv(folder: Path, text: str) -> Path:
 def test_ingest_classify_and_draw(heads: Heads, tmp_path: Path) -> None:
     tiny.save(tmp_path / "tiny", "llama")
     tiny.relations(tmp_path / "words")
+    # Known by its layout first, as for labels from a paper.
+    heads("models", "add", "tiny", "--layers", "3", "--heads", "6")
     first = heads("ingest", "tiny", "--relations", "words", "--only", "--suite", "relations")
     assert first.returncode == 0, first.stderr
     assert "skipped relation few" in first.stderr
@@ -187,6 +192,8 @@ def test_the_database_commands(heads: Heads, tmp_path: Path) -> None:
     assert "is at schema" in heads("db", "upgrade", "--db", url).stderr
     assert "as declared" in heads("db", "check", HEADS_DATABASE_URL=url).stderr
     assert heads("db", "downgrade", "nonsense", "--db", url).returncode == 5
+    stepped = heads("db", "downgrade", "-1", "--db", url)
+    assert (stepped.returncode, "is at schema 0001" in stepped.stderr) == (0, True)
     assert heads("db", "downgrade", "base", "--db", url).returncode == 0
     assert heads("models", "--db", url).returncode == 5
 

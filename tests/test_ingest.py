@@ -304,12 +304,15 @@ def test_a_model_from_the_hub(empty_catalog: Catalog, tmp_path: Path, relations:
         done = heads(hub.MODEL, "--revision", "step1000")
         assert done.returncode == 0, done.stderr
         absent = heads(hub.MODEL, "--revision", "nowhere")
+        _pickle_only(step)
+        pickled = heads(hub.MODEL, "--revision", "step1000")
         unknown = heads("lab/none")
     rows = empty_catalog.sql("SELECT model, revision, source FROM models ORDER BY model").rows()
     assert rows == [
         {"model": "lab/tiny", "revision": hub.commit_of(main), "source": "hub:lab/tiny"},
         {"model": "lab/tiny@step1000", "revision": hub.commit_of(step), "source": "hub:lab/tiny"},
     ]
+    assert (pickled.returncode, "--allow-pickle" in pickled.stderr) == (3, True)
     assert absent.returncode == unknown.returncode == ModelError.exit_code
     assert "the Hub does not give lab/tiny at revision 'nowhere'" in absent.stderr
     assert "lab/none" in unknown.stderr
@@ -356,6 +359,12 @@ def _no_tokenizer(folder: Path) -> None:
 
 def _missing_tensor(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"], weights["model.layers.1.self_attn.v_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _wrong_shape(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
     weights["model.layers.1.self_attn.v_proj.weight"] = torch.zeros(3, 3)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -375,7 +384,8 @@ def _absent_shard(folder: Path) -> None:
         (_pickle_only, r"pickled weights only \(pytorch_model\.bin\).*--allow-pickle"),
         (_nan, r"1 NaN or infinite values in model\.layers\.1\.self_attn\.v_proj\.weight"),
         (_no_tokenizer, "tiny-llama has no tokenizer"),
-        (_missing_tensor, "weights of tiny-llama cannot be loaded"),
+        (_missing_tensor, r"tiny-llama lacks the tensor lm_head\.weight and 1 more"),
+        (_wrong_shape, "weights of tiny-llama cannot be loaded"),
         (_absent_shard, "names model-00001-of-00002.safetensors, which is not there"),
         (lambda f: (f / "config.json").write_text("{"), "not readable as JSON"),
     ],
@@ -447,6 +457,8 @@ REPEAT = {"probe": {"kind": "random_repeat", "period": 3, "bos": 0}}
         ([{"tokens": [3] * 300}], "has 300 tokens; the model's context is 256"),
         ([{"words": "x"}], "expected tokens, text or messages"),
         ([{"messages": [{"role": "user", "content": "w3"}]}], "no chat template"),
+        ([{"probe": 3}, {"tokens": [3, 4]}], "probe is 3; expected an object"),
+        ([{"probe": {"bos": [1]}}, {"tokens": [3, 4]}], r"bos is \[1\]; expected 0 or 1"),
         ([{"probe": {"kind": "song"}}, {"tokens": [3, 4]}], "kind is 'song'"),
         ([{"probe": {"kind": "random_repeat"}}, {"tokens": [3, 4]}], "needs a period"),
         ([REPEAT, {"tokens": [3, 4, 5, 3, 4, 6]}], "sequence 1: expected 0 BOS and a block of 3"),
@@ -501,6 +513,81 @@ def test_a_bad_relation_set_changes_nothing(
     with pytest.raises(InputError, match=reason):
         ingest(one, request(checkpoint, folder))
     assert len(one.sql("SELECT * FROM runs")) == 0
+
+
+def test_names_of_what_is_shipped_are_not_taken_by_others(
+    duckdb_url: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    one = catalog.connect(duckdb_url, create=True)
+    probe = _write(tmp_path / "plain.jsonl", {"tokens": [3, 4]})
+    with pytest.raises(InputError, match="rename the file"):
+        ingest(one, IngestRequest(model=str(checkpoint), probe=str(probe), only=True))
+    folder = tiny.relations(tmp_path / "shipped")
+    with pytest.raises(InputError, match="rename the folder"):
+        ingest(one, request(checkpoint, folder))
+
+
+def test_shipped_relations_that_a_tokenizer_cannot_use_do_not_hinder_the_rest(
+    duckdb_url: str, checkpoint: Path
+) -> None:
+    """Their words are all unknown to this tokenizer: one token each, and none of them usable."""
+    one = catalog.connect(duckdb_url, create=True)
+    notes = Notes()
+    (outcome,) = ingest(one, IngestRequest(model=str(checkpoint)), notes)
+    assert (outcome.suite, outcome.is_new) == ("patterns", True)
+    assert notes.noted == ["relations: this tokenizer can use nothing of what is shipped"]
+
+
+def test_a_model_of_few_positions(duckdb_url: str, tmp_path: Path) -> None:
+    one = catalog.connect(duckdb_url, create=True)
+    folder = tmp_path / "short"
+    tiny.save(folder, "gpt2")
+    config = json.loads((folder / "config.json").read_text()) | {"n_positions": 40}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.wpe.weight"] = weights["transformer.wpe.weight"][:40].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    ingest(one, IngestRequest(model=str(folder), suites=("patterns",)))
+    described = one.sql("SELECT description FROM probes WHERE probe = 'random_repeat'").rows()
+    assert "16 sequences of 19 distinct random tokens" in described[0]["description"]
+
+
+def test_a_changed_tokenizer_is_another_revision(
+    duckdb_url: str, checkpoint: Path, relations: Path
+) -> None:
+    one = catalog.connect(duckdb_url, create=True)
+    ingest(one, request(checkpoint, relations))
+    path = checkpoint / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"note": "other"}))
+    (outcome,) = ingest(one, request(checkpoint, relations))
+    assert outcome.is_new
+
+
+def test_without_the_first_mlp_all_layers_read_embeddings(
+    duckdb_url: str, checkpoint: Path, relations: Path
+) -> None:
+    one = catalog.connect(duckdb_url, create=True)
+    scores = "SELECT layer, head, metric, value FROM scores ORDER BY metric, layer, head"
+    ingest(one, request(checkpoint, relations))
+    with_mlp = one.sql(scores).rows()
+    (outcome,) = ingest(one, request(checkpoint, relations, first_mlp=False))
+    assert outcome.is_new
+    without = one.sql(scores).rows()
+    differing = {a["layer"] for a, b in zip(with_mlp, without, strict=True) if a != b}
+    assert differing == {1, 2}
+
+
+def test_text_with_line_separators_inside(
+    duckdb_url: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    one = catalog.connect(duckdb_url, create=True)
+    probe = tmp_path / "lines.jsonl"
+    probe.write_text(json.dumps({"text": "w3\u2028w4 w5"}, ensure_ascii=False))
+    ingest(
+        one,
+        IngestRequest(model=str(checkpoint), suites=("patterns",), probe=str(probe), only=True),
+    )
+    assert len(one.sql("SELECT DISTINCT probe FROM scores")) == 1
 
 
 def test_requests_that_cannot_be_meant() -> None:

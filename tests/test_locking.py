@@ -55,6 +55,27 @@ def test_a_locked_file_is_waited_for_and_its_holder_named(filled: Catalog) -> No
     assert len(filled.sql("SELECT * FROM scores")) == 12
 
 
+def test_one_of_our_own_readers_is_named_too(filled: Catalog) -> None:
+    url = filled.database.url.render_as_string()
+    program = (
+        "import time, catalog\n"
+        f"with catalog.connect({url!r}).database.reading():\n"
+        "    print('held', flush=True); time.sleep(60)"
+    )
+    reader = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        assert reader.stdout is not None
+        assert reader.stdout.readline().strip() == "held"
+        with (
+            pytest.raises(LockedError, match=rf"in use by .*process {reader.pid}"),
+            Database(url, lock_timeout=0.5).writing(),
+        ):
+            pass
+    finally:
+        reader.kill()
+        reader.wait()
+
+
 def test_a_file_that_is_freed_in_time_is_read(filled: Catalog) -> None:
     path = filled.database.path
     assert path is not None

@@ -3,8 +3,9 @@
 import subprocess
 import sys
 import textwrap
+import threading
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import published
 import pytest
@@ -152,23 +153,97 @@ def test_a_running_run_is_not_taken_for_dead(empty_url: str) -> None:
     assert again.sql("SELECT status FROM runs").rows() == [{"status": "running"}]
 
 
-def test_a_new_revision_replaces_the_old_and_keeps_what_people_said(
+def test_a_new_revision_replaces_suite_by_suite_and_keeps_what_people_said(
     empty_catalog: Catalog, tmp_path: Path
 ) -> None:
+    score = metric("relation_score", "copying", "relations")
+    shipped = probe("shipped", category="Algorithmic")
     publish(empty_catalog, begin(empty_catalog, "k1"), uniform(0.5), taxonomies=[FUNCTION])
+    relations = begin(empty_catalog, "k2", metrics=[score], probes=[shipped])
+    publish(
+        empty_catalog,
+        relations,
+        uniform(0.9),
+        metrics=[score],
+        probes=[shipped],
+        taxonomies=[FUNCTION],
+    )
     labels = tmp_path / "labels.csv"
     labels.write_text("model,layer,head,taxonomy,label\nm,2,3,verdict,plausible\n")
     people.import_labels(empty_catalog.database, labels, source="human", reviewer="R")
-    run_id = begin(empty_catalog, "k2", of=model(revision="r2"))
+    run_id = begin(empty_catalog, "k3", of=model(revision="r2"))
     assert empty_catalog.sql("SELECT revision FROM models").rows() == [{"revision": "r1"}]
     publish(empty_catalog, run_id, uniform(0.1), taxonomies=[FUNCTION])
     assert empty_catalog.sql("SELECT revision FROM models").rows() == [{"revision": "r2"}]
-    assert empty_catalog.sql("SELECT layer, head, label, source, reason FROM labels").rows() == [
-        {"layer": 2, "head": 3, "label": "plausible", "source": "human", "reason": "R"}
+    assert count(empty_catalog, "heads") == 12
+    seen = (
+        "SELECT metric, run_id, count(*) AS n FROM scores GROUP BY metric, run_id ORDER BY metric"
+    )
+    assert empty_catalog.sql(seen).rows() == [
+        {"metric": "induction", "run_id": run_id, "n": 12},
+        {"metric": "relation_score[copying]", "run_id": relations, "n": 12},
     ]
-    assert publishing.published_runs(empty_catalog.database, "m", ["k1/plain", "k2/plain"]) == {
-        "k2/plain": run_id
-    }
+    said = "SELECT label, source, count(*) AS n FROM labels GROUP BY label, source ORDER BY label"
+    expected = [
+        {"label": "Algorithmic", "source": "rule", "n": 12},
+        {"label": "plausible", "source": "human", "n": 1},
+    ]
+    assert empty_catalog.sql(said).rows() == expected
+    again = people.import_labels(empty_catalog.database, labels, source="human", reviewer="R")
+    assert (again.added, again.known) == (0, 1)
+    back = begin(empty_catalog, "k4")
+    publish(empty_catalog, back, uniform(0.1), taxonomies=[FUNCTION])
+    assert empty_catalog.sql(said).rows() == expected
+    assert publishing.published_runs(
+        empty_catalog.database, "m", ["k1/plain", "k3/plain", "k4/plain"]
+    ) == {"k4/plain": back}
+
+
+def test_a_rule_label_names_the_run_that_measured_its_score(empty_catalog: Catalog) -> None:
+    first = begin(empty_catalog, "a")
+    publish(empty_catalog, first, uniform(0.5), taxonomies=[FUNCTION])
+    other = metric("relation_score", "copying", "relations")
+    second = begin(empty_catalog, "b", metrics=[other])
+    publish(empty_catalog, second, uniform(0.9), metrics=[other], taxonomies=[FUNCTION])
+    rows = empty_catalog.sql("SELECT DISTINCT label, run_id, added_at FROM labels").rows()
+    assert [(row["label"], row["run_id"]) for row in rows] == [("induction", first)]
+    third = begin(empty_catalog, "c")
+    publish(empty_catalog, third, uniform(0.5), taxonomies=[FUNCTION])
+    assert empty_catalog.sql("SELECT DISTINCT run_id FROM labels").rows() == [{"run_id": third}]
+
+
+def test_a_run_under_way_shows_no_metric_and_changes_none(empty_catalog: Catalog) -> None:
+    begin(empty_catalog, "a")
+    assert count(empty_catalog, "metrics") == 0
+    publish(empty_catalog, begin(empty_catalog, "b"), uniform(0.5))
+    newer = replace(metric(), version=2, description="other")
+    begin(empty_catalog, "c", metrics=[newer])
+    assert empty_catalog.sql("SELECT version, description FROM metrics").rows() == [
+        {"version": 1, "description": "d"}
+    ]
+    run_id = begin(empty_catalog, "d", metrics=[newer])
+    publish(empty_catalog, run_id, uniform(0.5), metrics=[newer])
+    assert empty_catalog.sql("SELECT version FROM metrics").rows() == [{"version": 2}]
+
+
+def test_first_runs_of_several_models_at_once(empty_catalog: Catalog) -> None:
+    failures: list[Exception] = []
+
+    def go(name: str) -> None:
+        try:
+            run_id = begin(empty_catalog, name, of=model(name, source=name))
+            publish(empty_catalog, run_id, uniform(0.5), taxonomies=[FUNCTION])
+        except Exception as error:  # noqa: BLE001 - counted
+            failures.append(error)
+
+    threads = [threading.Thread(target=go, args=(name,)) for name in "abcdef"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert count(empty_catalog, "models") == 6
+    assert count(empty_catalog, "labels") == 6 * 12
 
 
 def test_a_layout_is_filled_in_by_an_ingest_that_fits(
@@ -237,11 +312,12 @@ def test_rules_are_applied_again_without_a_run_of_a_model(empty_catalog: Catalog
     )
     counts = publishing.classify(empty_catalog.database, "m", [looser])
     assert counts == {"function": 12}
-    row: dict[str, Any] = empty_catalog.sql(
-        "SELECT DISTINCT r.suite, r.status, l.reason FROM labels l JOIN runs r USING (run_id)"
-    ).rows()[0]
-    assert row == {
-        "suite": "classify",
-        "status": "succeeded",
-        "reason": "induction 0.3 >= 0.3",
-    }
+    assert empty_catalog.sql("SELECT DISTINCT reason FROM labels").rows() == [
+        {"reason": "induction 0.3 >= 0.3"}
+    ]
+    runs = empty_catalog.sql("SELECT suite, status FROM runs ORDER BY run_id").rows()
+    assert runs[1] == {"suite": "classify", "status": "succeeded"}
+    publish(empty_catalog, begin(empty_catalog, "k2"), uniform(0.3), taxonomies=[FUNCTION])
+    assert count(empty_catalog, "labels") == 12, "the rules given last stay in force"
+    publishing.classify(empty_catalog.database, "m", [FUNCTION])
+    assert count(empty_catalog, "labels") == 0

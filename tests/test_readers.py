@@ -78,6 +78,35 @@ def _one_head_forced(
     return read, written
 
 
+@pytest.mark.parametrize("architecture", [*sorted(LAYOUTS), "stablelm parallel"])
+def test_the_first_mlp_reads_its_own_norm(architecture: str) -> None:
+    """What the running block's MLP reads and writes is what `first_mlp` makes of the norm's input.
+
+    The norm is found in the running model by its output, which must be what the MLP reads.
+    """
+    model = tiny.model(architecture)
+    reader = WeightReader(model, architecture.split(maxsplit=1)[0])
+    block = _layers(model)[0]
+    mlp = getattr(block, layout(architecture.split(maxsplit=1)[0], "").mlp)
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def record(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+            seen[name] = (args[0], out)
+
+        return hook
+
+    for name, module in [("mlp", mlp), *block.named_children()]:
+        if name == "mlp" or "norm" in name or name.startswith("ln_"):
+            module.register_forward_hook(record(name))
+    with torch.inference_mode():
+        model(TOKENS, use_cache=False)
+        read, written = seen.pop("mlp")
+        before = [x for x, out in seen.values() if torch.equal(out, read)]
+        assert len(before) == 1
+        torch.testing.assert_close(reader.first_mlp(before[0]), written)
+
+
 @pytest.mark.parametrize("architecture", sorted(LAYOUTS))
 def test_observed_patterns_are_the_models_own(architecture: str) -> None:
     model = tiny.model(architecture)

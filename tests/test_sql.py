@@ -77,6 +77,21 @@ def test_results_come_as_arrow_polars_pandas_and_rows(filled: Catalog) -> None:
     assert len(result) == 4
 
 
+def test_percent_signs_mean_what_they_mean_in_sql(filled: Catalog) -> None:
+    assert len(filled.sql("SELECT * FROM scores WHERE metric LIKE 'ind%'")) == 12
+    assert len(filled.sql("SELECT * FROM scores WHERE layer % 2 = :odd", odd=1)) == 4
+
+
+def test_columns_of_one_name_are_told_apart(filled: Catalog) -> None:
+    result = filled.sql("SELECT 1 AS value, 2 AS value, 3 AS value")
+    assert result.rows() == [{"value": 1, "value_1": 2, "value_2": 3}]
+    assert len(result.polars().columns) == 3
+
+
+def test_sums_of_integers_are_integers(filled: Catalog) -> None:
+    assert filled.sql("SELECT sum(layer) AS n FROM scores").rows() == [{"n": 12}]
+
+
 CONTRACT = {
     "models": "model revision architecture n_layers n_heads n_kv_heads d_model d_head vocab_size "
     "n_params base_model dtype quantization source added_at",

@@ -59,11 +59,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "stablelm": _EVEN,
     "starcoder2": _EVEN | {"sliding_window": 12},
 }
+VARIANTS = {"stablelm parallel": {"use_parallel_residual": True}}
+"""Forms of an architecture that change where its MLP reads, by architecture and a word."""
 
 
 def model(architecture: str, *, seed: int = 0) -> PreTrainedModel:
     """A float32 model whose weights are large enough for attention to be far from uniform."""
-    config = AutoConfig.for_model(architecture, **CONFIGS[architecture])
+    name = architecture.split(maxsplit=1)[0]
+    options = CONFIGS[name] | VARIANTS.get(architecture, {})
+    config = AutoConfig.for_model(name, **options)
     torch.manual_seed(seed)
     made = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)

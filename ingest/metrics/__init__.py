@@ -26,7 +26,6 @@ from ingest.metrics._declare import (
     RELATION_METRICS,
     Declared,
     Sequences,
-    lookup,
 )
 
 __all__ = [
@@ -45,7 +44,6 @@ __all__ = [
     "first_token",
     "induction",
     "local_8",
-    "lookup",
     "previous_token",
     "relation_hits",
     "relation_score",

@@ -1,6 +1,5 @@
 """How a metric declares itself: a pure function and the facts that users see beside its scores."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -114,22 +113,6 @@ def relation_metric(
         return function
 
     return declare
-
-
-def lookup(name: str) -> Declared[PatternFunction] | Declared[RankFunction]:
-    """The declared metric of this name.
-
-    Raises:
-        KeyError: If there is none; near names are suggested.
-    """
-    known: dict[str, Declared[PatternFunction] | Declared[RankFunction]] = {
-        **PATTERN_METRICS,
-        **RELATION_METRICS,
-    }
-    if name not in known:
-        near = ", ".join(difflib.get_close_matches(name, known)) or ", ".join(sorted(known))
-        raise KeyError(f"no metric {name!r}; did you mean {near}?")
-    return known[name]
 
 
 def _first_line(function: Callable[..., Tensor]) -> str:

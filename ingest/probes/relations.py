@@ -97,6 +97,12 @@ def from_folder(folder: Path) -> RelationSet:
     paths = sorted(folder.glob("*.json"))
     if not paths:
         raise InputError(f"{folder} has no *.json file; each is one relation, named by its stem")
+    name = folder.resolve().name
+    if name == SHIPPED:
+        raise InputError(
+            f"{folder}: {SHIPPED} is the name of the relations that come with the project; "
+            "rename the folder"
+        )
     relations = []
     for path in paths:
         try:
@@ -104,18 +110,22 @@ def from_folder(folder: Path) -> RelationSet:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path} cannot be read: {error}") from error
         relations.append(_parse(path.stem, text, str(path)))
-    return RelationSet(name=folder.resolve().name, relations=tuple(relations))
+    return RelationSet(name=name, relations=tuple(relations))
 
 
-def usable(relation: Relation, encode: Callable[[str], Sequence[int]]) -> TokenPairs:
+def usable(relation: Relation, encode: Callable[[str], Sequence[int | None]]) -> TokenPairs:
     """Keep the pairs whose words are one token each, a space put before them.
 
     Args:
         relation: Words without leading spaces.
-        encode: Text to token ids, without special tokens.
+        encode: Text to token ids, without special tokens; None for one that the model has not.
     """
     pairs = [(encode(f" {source}"), encode(f" {target}")) for source, target in relation.pairs]
-    kept = [(s[0], t[0]) for s, t in pairs if len(s) == len(t) == 1]
+    kept = [
+        (s[0], t[0])
+        for s, t in pairs
+        if len(s) == len(t) == 1 and s[0] is not None and t[0] is not None
+    ]
     return TokenPairs(relation=relation, sources=[s for s, _ in kept], targets=[t for _, t in kept])
 
 

@@ -16,6 +16,9 @@ from catalog.errors import InputError
 
 Kind = Literal["random_repeat", "text"]
 
+SHIPPED = tuple(
+    f"{name}{suffix}" for name in ("random_repeat", "plain") for suffix in ("", "_bos", "_no_bos")
+)
 SEED = 0
 PERIOD = 64
 N_SEQUENCES = 16
@@ -43,7 +46,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sequences:
+class Encoded:
     """Token ids, sequence by sequence, and what metrics may assume of them."""
 
     tokens: list[list[int]]
@@ -56,7 +59,7 @@ class SequenceProbe:
     """A named input whose tokens depend on the model's vocabulary."""
 
     spec: ProbeSpec
-    encode: Callable[[Vocabulary], Sequences]
+    encode: Callable[[Vocabulary], Encoded]
     ignored: tuple[str, ...] = ()
     """What the file asks for and this release does not measure."""
 
@@ -69,27 +72,30 @@ def shipped(vocabulary: Vocabulary) -> list[SequenceProbe]:
     `..._no_bos`.
     """
     adds = vocabulary.adds_bos
-    probes = [_random_repeat("random_repeat", bos=adds), _plain("plain", bos=adds)]
+    context = vocabulary.context
+    # A model of few positions gets a shorter block; it is part of what the probe's hash is of.
+    period = PERIOD if context is None else min(PERIOD, (context - 1) // 2)
+    probes = [_random_repeat("random_repeat", period, bos=adds), _plain("plain", bos=adds)]
     if vocabulary.bos is not None:
         suffix = "no_bos" if adds else "bos"
-        probes.append(_random_repeat(f"random_repeat_{suffix}", bos=not adds))
+        probes.append(_random_repeat(f"random_repeat_{suffix}", period, bos=not adds))
         probes.append(_plain(f"plain_{suffix}", bos=not adds))
     return probes
 
 
-def _random_repeat(name: str, *, bos: bool) -> SequenceProbe:
-    facts = {"period": PERIOD, "sequences": N_SEQUENCES, "seed": SEED, "bos": bos}
+def _random_repeat(name: str, period: int, *, bos: bool) -> SequenceProbe:
+    facts = {"period": period, "sequences": N_SEQUENCES, "seed": SEED, "bos": bos}
 
-    def encode(vocabulary: Vocabulary) -> Sequences:
+    def encode(vocabulary: Vocabulary) -> Encoded:
         ordinary = _ordinary_tokens(vocabulary)
         generator = torch.Generator().manual_seed(SEED)
         first = [vocabulary.bos] if bos and vocabulary.bos is not None else []
         tokens = []
         for _ in range(N_SEQUENCES):
-            chosen = torch.randperm(len(ordinary), generator=generator)[:PERIOD]
+            chosen = torch.randperm(len(ordinary), generator=generator)[:period]
             block = [ordinary[index] for index in chosen.tolist()]
             tokens.append(first + block + block)
-        return Sequences(tokens=tokens, bos=len(first), period=PERIOD)
+        return Encoded(tokens=tokens, bos=len(first), period=period)
 
     return SequenceProbe(
         spec=ProbeSpec(
@@ -97,7 +103,7 @@ def _random_repeat(name: str, *, bos: bool) -> SequenceProbe:
             kind="random_repeat",
             content_hash=_hash(json.dumps(facts, sort_keys=True)),
             seed=SEED,
-            description=f"{N_SEQUENCES} sequences of {PERIOD} distinct random tokens, said twice"
+            description=f"{N_SEQUENCES} sequences of {period} distinct random tokens, said twice"
             + (", after a BOS token" if bos else ""),
         ),
         encode=encode,
@@ -108,14 +114,14 @@ def _plain(name: str, *, bos: bool) -> SequenceProbe:
     text = (files("ingest.probes") / "data" / "plain.jsonl").read_text(encoding="utf-8")
     lines = [json.loads(line)["text"] for line in text.splitlines()]
 
-    def encode(vocabulary: Vocabulary) -> Sequences:
+    def encode(vocabulary: Vocabulary) -> Encoded:
         first = [vocabulary.bos] if bos and vocabulary.bos is not None else []
         room = (vocabulary.context or 1 << 30) - len(first)
         tokens = [
             first + vocabulary.tokenizer(line, add_special_tokens=False).input_ids[:room]
             for line in lines
         ]
-        return Sequences(tokens=tokens, bos=len(first), period=None)
+        return Encoded(tokens=tokens, bos=len(first), period=None)
 
     return SequenceProbe(
         spec=ProbeSpec(
@@ -158,17 +164,22 @@ def from_file(path: Path) -> SequenceProbe:
         raise InputError(f"{path} cannot be read: {error}") from error
     lines = [
         (number, _object(line, f"{path}, line {number}"))
-        for number, line in enumerate(content.splitlines(), start=1)
+        for number, line in enumerate(content.split("\n"), start=1)
         if line.strip()
     ]
+    if path.stem in SHIPPED:
+        raise InputError(
+            f"{path}: {path.stem} is the name of a probe that comes with the project; "
+            "rename the file"
+        )
     header = lines.pop(0)[1]["probe"] if lines and "probe" in lines[0][1] else {}
     kind, period, bos = _header(header, path)
     if not lines:
         raise InputError(f"{path} holds no sequence; expected one a line")
 
-    def encode(vocabulary: Vocabulary) -> Sequences:
+    def encode(vocabulary: Vocabulary) -> Encoded:
         tokens = [_tokens(line, f"{path}, line {n}", vocabulary) for n, line in lines]
-        sequences = Sequences(tokens=tokens, bos=bos, period=period)
+        sequences = Encoded(tokens=tokens, bos=bos, period=period)
         if period is not None:
             _require_repeated(sequences, path)
         return sequences
@@ -197,15 +208,17 @@ def _object(line: str, where: str) -> dict[str, Any]:
 
 
 def _header(header: object, path: Path) -> tuple[Kind, int | None, int]:
-    facts = header if isinstance(header, dict) else {}
+    if not isinstance(header, dict):
+        raise InputError(f"{path}: probe is {header!r}; expected an object with kind, period, bos")
+    facts = header
     kind, period, bos = facts.get("kind", "text"), facts.get("period"), facts.get("bos", 0)
-    if kind not in {"random_repeat", "text"}:
+    if kind not in ("random_repeat", "text"):
         raise InputError(f"{path}: kind is {kind!r}; expected random_repeat or text")
-    if bos not in {0, 1}:
+    if bos not in (0, 1):
         raise InputError(f"{path}: bos is {bos!r}; expected 0 or 1")
     if kind == "text":
         return "text", None, bos
-    if not isinstance(period, int) or period < 1:
+    if type(period) is not int or period < 1:
         raise InputError(f"{path}: random_repeat needs a period, a whole number; got {period!r}")
     return "random_repeat", period, bos
 
@@ -237,7 +250,7 @@ def _tokens(line: dict[str, Any], where: str, vocabulary: Vocabulary) -> list[in
     return list(tokens)
 
 
-def _require_repeated(sequences: Sequences, path: Path) -> None:
+def _require_repeated(sequences: Encoded, path: Path) -> None:
     assert sequences.period is not None  # noqa: S101 - narrows the type
     for number, tokens in enumerate(sequences.tokens, start=1):
         block = tokens[sequences.bos :]

@@ -57,6 +57,9 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
+SUPPORTED = ", ".join(sorted(LAYOUTS))
+
+
 def layout(architecture: str, model: str) -> Layout:
     """The layout of a supported architecture.
 
@@ -66,6 +69,6 @@ def layout(architecture: str, model: str) -> Layout:
     if architecture not in LAYOUTS:
         raise ModelError(
             f"{model} is of architecture {architecture!r}, which is not supported; "
-            f"supported are the decoders {', '.join(sorted(LAYOUTS))}"
+            f"supported are the decoders {SUPPORTED}"
         )
     return LAYOUTS[architecture]

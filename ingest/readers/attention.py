@@ -102,7 +102,8 @@ def prove(model: PreTrainedModel, name: str) -> None:
         ModelError: Naming the model and what differed.
     """
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.config.vocab_size, (1, _PROOF_LENGTH), generator=generator)
+    length = min(_PROOF_LENGTH, getattr(model.config, "max_position_embeddings", _PROOF_LENGTH))
+    tokens = torch.randint(model.config.vocab_size, (1, length), generator=generator)
     tokens = tokens.to(model.device)
     seen: dict[int, list[Tensor]] = {}
     before = model.config._attn_implementation  # noqa: SLF001

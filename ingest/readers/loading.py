@@ -22,7 +22,7 @@ from transformers import (
 
 from catalog.declarations import ModelSpec
 from catalog.errors import ModelError, UsageError
-from ingest.readers.architectures import layout
+from ingest.readers.architectures import SUPPORTED, layout
 from ingest.readers.source import Source
 
 _QUANTIZATION = "gguf_file_type"
@@ -36,7 +36,6 @@ class PreparedModel:
 
     source: Source
     folder: Path
-    arguments: dict[str, Any]
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
 
@@ -48,6 +47,8 @@ class LoadedModel:
     source: Source
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    stored_dtype: str | None
+    """Of the checkpoint; the model may run in another."""
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -86,9 +87,9 @@ def choose_dtype(asked: str, device: str) -> str:
     return asked
 
 
-def model_spec(source: Source, model: PreTrainedModel) -> ModelSpec:
+def model_spec(loaded: LoadedModel) -> ModelSpec:
     """What the catalog keeps of a model."""
-    config = model.config
+    source, config = loaded.source, loaded.model.config
     n_heads = config.num_attention_heads
     return ModelSpec(
         name=source.name,
@@ -100,9 +101,9 @@ def model_spec(source: Source, model: PreTrainedModel) -> ModelSpec:
         d_model=config.hidden_size,
         d_head=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
         vocab_size=config.vocab_size,
-        n_params=model.num_parameters(),
-        base_model=None,
-        dtype=str(config.dtype).removeprefix("torch.") if config.dtype else None,
+        n_params=loaded.model.num_parameters(),
+        base_model=source.base_model,
+        dtype=loaded.stored_dtype,
         quantization=getattr(config, _QUANTIZATION, None),
         source=source.location,
         content_hash=source.content_hash,
@@ -118,26 +119,27 @@ def prepare(
         ModelError: If a GGUF file is damaged, the configuration or tokenizer cannot be read, or
             the architecture is not a supported decoder.
     """
-    folder, arguments = source.folder, source.arguments
-    if source.gguf:
-        on_progress(f"dequantising {source.gguf} (kept for the next time)")
-        folder, arguments = _dequantised(source), {}
+    folder = _dequantised(source, on_progress) if source.gguf else source.folder
+    config = _supported_config(folder, source.name)
     try:
-        config = AutoConfig.from_pretrained(folder, **arguments)
-    except (ValueError, OSError, KeyError) as error:
-        raise ModelError(
-            f"the configuration of {source.name} cannot be read: {str(error).splitlines()[0]}"
-        ) from error
-    layout(config.model_type, source.name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **arguments)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:
         raise ModelError(
             f"the tokenizer of {source.name} cannot be loaded: {str(error).splitlines()[0]}"
         ) from error
-    return PreparedModel(
-        source=source, folder=folder, arguments=arguments, config=config, tokenizer=tokenizer
-    )
+    return PreparedModel(source=source, folder=folder, config=config, tokenizer=tokenizer)
+
+
+def _supported_config(folder: Path, name: str, **arguments: str) -> PreTrainedConfig:
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, **arguments)
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelError(
+            f"the configuration of {name} cannot be read: {str(error).splitlines()[0]}; "
+            f"supported are the decoders {SUPPORTED}"
+        ) from error
+    layout(config.model_type, name)
+    return config
 
 
 def load(
@@ -163,20 +165,33 @@ def load(
     on_progress(f"loading {source.name}")
     try:
         with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 prepared.folder,
                 dtype=DTYPES[dtype],
                 use_safetensors=None if source.allow_pickle else True,
-                **prepared.arguments,
+                output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(
             f"the weights of {source.name} cannot be loaded: {str(error).strip().splitlines()[0]}"
         ) from error
+    model, found = loaded
+    missing = sorted(found["missing_keys"])
+    if missing:
+        # transformers would go on with random values in their place.
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(
+            f"{source.name} lacks the tensor {missing[0]}{more}; the checkpoint is incomplete, or "
+            f"not of a {prepared.config.model_type} language model"
+        )
     _require_finite(model, source.name)
     placed = cast("nn.Module", model).to(device).eval()
+    stored = prepared.config.dtype
     return LoadedModel(
-        source=source, model=cast("PreTrainedModel", placed), tokenizer=prepared.tokenizer
+        source=source,
+        model=cast("PreTrainedModel", placed),
+        tokenizer=prepared.tokenizer,
+        stored_dtype=str(stored).removeprefix("torch.") if stored else None,
     )
 
 
@@ -190,7 +205,7 @@ def _require_finite(model: nn.Module, name: str) -> None:
             )
 
 
-def _dequantised(source: Source) -> Path:
+def _dequantised(source: Source, on_progress: Callable[[str], None]) -> Path:
     """A folder with the float32 weights of a GGUF file, made once per content and release."""
     key = source.content_hash.removeprefix("sha256:")
     cache = platformdirs.user_cache_path("head-catalog") / "gguf"
@@ -198,7 +213,10 @@ def _dequantised(source: Source) -> Path:
     if folder.is_dir():
         return folder
     assert source.gguf is not None  # noqa: S101 - narrows the type
+    on_progress(f"checking {source.gguf}")
     file_type = _verified_file_type(source.folder / source.gguf)
+    _supported_config(source.folder, source.name, gguf_file=source.gguf)
+    on_progress(f"dequantising {source.gguf} (kept for the next time)")
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as room:
         try:

@@ -4,10 +4,11 @@ Everything that can be wrong with a checkpoint is found here, before anything is
 written to a catalog.
 """
 
+import fnmatch
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from typing import Any
 from catalog.errors import ModelError, UsageError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-_PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+_PICKLES = "pytorch_model*.bin"
+_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+"""All that a model is made of; a README can change without making another model."""
+
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
-_HASHED = ("config.json", "*.safetensors", "*.safetensors.index.json", *_TOKENIZER_FILES)
 _GGUF_MAGIC = b"GGUF"
 
 
@@ -36,14 +38,8 @@ class Source:
     revision: str
     content_hash: str
     location: str
+    base_model: str | None = None
     allow_pickle: bool = False
-    trust_remote_code: bool = False
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """What transformers' `from_pretrained` needs besides the folder."""
-        arguments: dict[str, Any] = {"trust_remote_code": self.trust_remote_code}
-        return arguments | ({"gguf_file": self.gguf} if self.gguf else {})
 
 
 def resolve(
@@ -52,7 +48,6 @@ def resolve(
     name: str | None = None,
     revision: str | None = None,
     allow_pickle: bool = False,
-    trust_remote_code: bool = False,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> Source:
     """Find a model and verify its files.
@@ -63,18 +58,16 @@ def resolve(
             is asked for) or the name of the folder or file.
         revision: Branch, tag or commit on the Hub.
         allow_pickle: Load pickled weights where there are no others.
-        trust_remote_code: Let transformers run code that comes with the checkpoint.
         on_progress: Told what is being done.
 
     Raises:
         ModelError: If there is no such model, or its files are incomplete or damaged.
         UsageError: If `revision` is given for something that is not on the Hub.
     """
-    trust = {"allow_pickle": allow_pickle, "trust_remote_code": trust_remote_code}
     path = Path(model).expanduser()
     if not path.exists() and _HUB_ID.fullmatch(model) and path.suffix != ".gguf":
         on_progress(f"fetching {model} from the Hub")
-        folder, commit = _from_hub(model, revision, allow_pickle=allow_pickle)
+        folder, commit, base_model = _from_hub(model, revision, allow_pickle=allow_pickle)
         _verify_folder(folder, model, allow_pickle=allow_pickle)
         label = f"{model}@{revision}" if revision else model
         return Source(
@@ -84,7 +77,8 @@ def resolve(
             revision=commit,
             content_hash=_content_hash(folder),
             location=f"hub:{model}",
-            **trust,
+            base_model=base_model,
+            allow_pickle=allow_pickle,
         )
     if revision:
         raise UsageError(
@@ -108,32 +102,56 @@ def resolve(
         revision=content_hash,
         content_hash=content_hash,
         location=f"{'gguf' if is_gguf else 'folder'}:{path}",
-        **trust,
+        allow_pickle=allow_pickle,
     )
 
 
-def _from_hub(model: str, revision: str | None, *, allow_pickle: bool) -> tuple[Path, str]:
+def _from_hub(
+    model: str, revision: str | None, *, allow_pickle: bool
+) -> tuple[Path, str, str | None]:
+    """Fetch a model's files; returns their folder, the commit and the model it is based on."""
     from huggingface_hub import HfApi, snapshot_download  # noqa: PLC0415 - slow, seldom needed
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415
 
-    patterns = _HUB_FILES + (list(_PICKLES) if allow_pickle else [])
     at = f" at revision {revision!r}" if revision else ""
     try:
-        commit = HfApi().model_info(model, revision=revision).sha
+        info = HfApi().model_info(model, revision=revision)
+        files = [file.rfilename for file in info.siblings or ()]
+        _require_safetensors(model, files, allow_pickle=allow_pickle)
         folder = snapshot_download(
-            model, revision=commit, allow_patterns=patterns, ignore_patterns=["*/*"]
+            model,
+            revision=info.sha,
+            allow_patterns=[*_FILES, *([_PICKLES] if allow_pickle else [])],
+            ignore_patterns=["*/*"],
         )
     except (HFValidationError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"the Hub does not give {model}{at}: {reason}") from error
+    except ModelError:
+        raise
     except Exception as error:  # the client lets its transport's own errors through
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"{model} is no local folder or file, and the Hub cannot be reached for it: {reason}"
         ) from error
-    if commit is None:
+    if info.sha is None:
         raise ModelError(f"the Hub names no commit for {model}{at}; give --revision")
-    return Path(folder), commit
+    base = getattr(info.card_data, "base_model", None)
+    return Path(folder), info.sha, ", ".join(base) if isinstance(base, list) else base
+
+
+def _require_safetensors(model: str, files: Sequence[str], *, allow_pickle: bool) -> None:
+    """Refuse a model without weights, or with pickled ones only, from the names of its files."""
+    if fnmatch.filter(files, "*.safetensors"):
+        return
+    pickles = fnmatch.filter(files, _PICKLES)
+    if not pickles:
+        raise ModelError(f"{model} holds no weights: expected *.safetensors")
+    if not allow_pickle:
+        raise ModelError(
+            f"{model} holds pickled weights only ({pickles[0]}), and unpickling can run any "
+            "code; convert them to safetensors, or pass --allow-pickle if you trust their maker"
+        )
 
 
 def _verify_folder(folder: Path, model: str, *, allow_pickle: bool) -> None:
@@ -147,14 +165,8 @@ def _verify_folder(folder: Path, model: str, *, allow_pickle: bool) -> None:
         for shard in shards:
             _verify_safetensors(shard)
     else:
-        pickles = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
-        if not pickles:
-            raise ModelError(f"{model} holds no weights: expected *.safetensors")
-        if not allow_pickle:
-            raise ModelError(
-                f"{model} holds pickled weights only ({pickles[0]}), and unpickling can run any "
-                "code; convert them to safetensors, or pass --allow-pickle if you trust their maker"
-            )
+        names = [path.name for path in folder.iterdir()]
+        _require_safetensors(model, names, allow_pickle=allow_pickle)
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelError(
             f"{model} has no tokenizer: expected one of {', '.join(_TOKENIZER_FILES)} beside the "
@@ -208,9 +220,8 @@ def _content_hash(path: Path) -> str:
         with path.open("rb") as file:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     digest = hashlib.sha256()
-    for pattern in (*_HASHED, *_PICKLES):
-        for one in sorted(path.glob(pattern)):
-            with one.open("rb") as file:
-                digest.update(one.name.encode())
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+    for one in sorted(file for pattern in (*_FILES, _PICKLES) for file in path.glob(pattern)):
+        with one.open("rb") as file:
+            digest.update(one.name.encode())
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return f"sha256:{digest.hexdigest()}"

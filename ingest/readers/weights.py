@@ -1,9 +1,7 @@
 """Value and output matrices of every query head, and the first layer's MLP, from a loaded model."""
 
-from operator import attrgetter
 from typing import Protocol, cast
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -40,8 +38,9 @@ class WeightReader:
     def first_mlp(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
         """The first block's MLP on its own input norm, without the residual stream."""
         block = self._layers[0]
-        norm, mlp = (attrgetter(name)(block) for name in (self._layout.mlp_norm, self._layout.mlp))
-        return cast("Tensor", mlp(norm(x)))
+        # A StableLM with parallel residuals has one norm for both, and None in the other's place.
+        norm = getattr(block, self._layout.mlp_norm) or block.input_layernorm
+        return cast("Tensor", getattr(block, self._layout.mlp)(cast("nn.Module", norm)(x)))
 
     def values(self, layer: int) -> Float[Tensor, "kv_head d_model d_head"]:
         """W_V of every KV head; query head h uses that of h // (n_heads / n_kv_heads)."""
@@ -84,8 +83,3 @@ def _weight(module: nn.Module | None) -> Tensor:
     if module is None:
         raise TypeError("the model has no such module")
     return cast("_Projection", module).weight.detach()
-
-
-def group_of(n_heads: int, n_kv_heads: int) -> Float[Tensor, " head"]:
-    """The KV head of every query head."""
-    return torch.arange(n_heads) // (n_heads // n_kv_heads)

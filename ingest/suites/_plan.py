@@ -22,6 +22,8 @@ class Inputs:
     relations: Path | None = None
     probe: Path | None = None
     only: bool = False
+    first_mlp: bool = True
+    """Whether relations read the first block's MLP output in layers after it."""
 
 
 class Plan(Protocol):
@@ -33,12 +35,11 @@ class Plan(Protocol):
     @property
     def probes(self) -> Mapping[str, ProbeSpec]: ...
 
-    @property
-    def params(self) -> Mapping[str, Any]: ...
+    def params(self, probes: Sequence[str]) -> dict[str, Any]:
+        """How these probes are measured."""
 
-    @property
-    def notes(self) -> Mapping[str, Any]:
-        """What was skipped and why."""
+    def notes(self, probes: Sequence[str]) -> dict[str, Any]:
+        """What of these probes is skipped and why."""
 
     def metrics(self, probes: Sequence[str]) -> list[MetricSpec]:
         """What will be measured on these probes."""

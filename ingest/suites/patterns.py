@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,10 +11,9 @@ from transformers import PreTrainedConfig
 
 from catalog.declarations import Measurement, MetricSpec, ProbeSpec
 from catalog.errors import ModelError
-from ingest.metrics import PATTERN_METRICS
-from ingest.metrics import Sequences as Facts
+from ingest.metrics import PATTERN_METRICS, Sequences
 from ingest.probes import sequences
-from ingest.probes.sequences import SequenceProbe, Sequences, Vocabulary
+from ingest.probes.sequences import Encoded, SequenceProbe, Vocabulary
 from ingest.progress import Progress
 from ingest.readers.attention import observing, prove
 from ingest.readers.loading import LoadedModel
@@ -33,15 +33,17 @@ class PatternPlan:
         """Encode every probe, so that a bad one is found before the model is loaded."""
         self.probes: Mapping[str, ProbeSpec] = {probe.spec.name: probe.spec for probe in probes}
         self._encoded = {probe.spec.name: probe.encode(vocabulary) for probe in probes}
-        self.params = {
-            "sequences": {name: len(one.tokens) for name, one in self._encoded.items()},
-            "tokens": {name: sum(map(len, one.tokens)) for name, one in self._encoded.items()},
+        self._ignored = {probe.spec.name: list(probe.ignored) for probe in probes if probe.ignored}
+
+    def params(self, probes: Sequence[str]) -> dict[str, Any]:
+        return {
+            "sequences": {name: len(self._encoded[name].tokens) for name in probes},
+            "tokens": {name: sum(map(len, self._encoded[name].tokens)) for name in probes},
         }
-        self.notes = {
-            "not_measured": {
-                probe.spec.name: list(probe.ignored) for probe in probes if probe.ignored
-            }
-        }
+
+    def notes(self, probes: Sequence[str]) -> dict[str, Any]:
+        ignored = {name: what for name, what in self._ignored.items() if name in probes}
+        return {"not_measured": ignored} if ignored else {}
 
     def metrics(self, probes: Sequence[str]) -> list[MetricSpec]:
         names = {name for probe in probes for name in _defined(self._encoded[probe])}
@@ -83,7 +85,7 @@ def plan(_config: PreTrainedConfig, vocabulary: Vocabulary, inputs: Inputs) -> P
     return PatternPlan(own if inputs.only else [*sequences.shipped(vocabulary), *own], vocabulary)
 
 
-def _defined(encoded: Sequences) -> list[str]:
+def _defined(encoded: Encoded) -> list[str]:
     return [
         name
         for name, metric in PATTERN_METRICS.items()
@@ -92,7 +94,7 @@ def _defined(encoded: Sequences) -> list[str]:
 
 
 def _measure(
-    loaded: LoadedModel, encoded: Sequences, probe: str, progress: Progress
+    loaded: LoadedModel, encoded: Encoded, probe: str, progress: Progress
 ) -> dict[str, Float[Tensor, "layer head"]]:
     config = loaded.config
     shape = (config.num_hidden_layers, config.num_attention_heads)
@@ -109,9 +111,10 @@ def _measure(
             raise ModelError(
                 f"{loaded.source.name} has NaN in the attention of layer {layer} on {probe}"
             )
-        facts = Facts(bos=encoded.bos, period=encoded.period, allowed=allowed.to(patterns.dtype))
+        facts = Sequences(bos=encoded.bos, period=encoded.period, allowed=allowed.double())
+        exact = patterns.double()
         for name in names:
-            values = PATTERN_METRICS[name].compute(patterns, facts).double()
+            values = PATTERN_METRICS[name].compute(exact, facts)
             defined = ~values.isnan()
             sums[name][layer] += values.nansum(dim=(0, 2)).cpu()
             counts[name][layer] += defined.sum(dim=(0, 2)).cpu()

@@ -27,42 +27,58 @@ class RelationPlan:
 
     suite = SUITE
 
-    def __init__(self, sets: Sequence[RelationSet], vocabulary: Vocabulary) -> None:
+    def __init__(
+        self, sets: Sequence[RelationSet], vocabulary: Vocabulary, *, first_mlp: bool
+    ) -> None:
         """Tokenize every relation.
 
+        A shipped set that the tokenizer cannot use at all is left out.
+
         Raises:
-            InputError: If a set has no relation with enough usable pairs.
+            InputError: If a user's set has no relation with enough usable pairs.
         """
         tokenizer = vocabulary.tokenizer
+        unknown = tokenizer.unk_token_id
 
-        def encode(text: str) -> list[int]:
+        def encode(text: str) -> list[int | None]:
             tokens: list[int] = tokenizer.encode(text, add_special_tokens=False)
-            return [token for token in tokens if token < vocabulary.size]
+            return [t if t < vocabulary.size and t != unknown else None for t in tokens]
 
-        self.probes: Mapping[str, ProbeSpec] = {one.name: one.spec for one in sets}
+        self._first_mlp = first_mlp
         self._usable: dict[str, list[TokenPairs]] = {}
-        skipped: dict[str, dict[str, str]] = {}
+        self._skipped: dict[str, dict[str, str]] = {}
         for one in sets:
             found = [relations.usable(relation, encode) for relation in one.relations]
             self._usable[one.name] = [pairs for pairs in found if len(pairs.sources) >= MIN_USABLE]
-            skipped[one.name] = {
+            self._skipped[one.name] = {
                 pairs.relation.name: f"{len(pairs.sources)} usable pairs of "
                 f"{len(pairs.relation.pairs)}, at least {MIN_USABLE} are needed"
                 for pairs in found
                 if len(pairs.sources) < MIN_USABLE
             }
-            if not self._usable[one.name]:
-                reasons = "; ".join(f"{name}: {why}" for name, why in skipped[one.name].items())
+            if not self._usable[one.name] and one.name != relations.SHIPPED:
+                name, why = next(iter(self._skipped[one.name].items()))
                 raise InputError(
-                    f"relation set {one.name} has nothing that this tokenizer can use ({reasons}); "
-                    "a pair is usable where both words are one token"
+                    f"relation set {one.name} has nothing that this tokenizer can use ({name}: "
+                    f"{why}); a pair is usable where both words are one token"
                 )
-        self.params = {"first_mlp": True, "minimum_pairs": MIN_USABLE, "depth": self._depth}
-        self.notes: Mapping[str, Any] = {
-            "skipped": {name: reasons for name, reasons in skipped.items() if reasons},
+        self.probes: Mapping[str, ProbeSpec] = {
+            one.name: one.spec for one in sets if self._usable[one.name]
+        }
+
+    def params(self, _probes: Sequence[str]) -> dict[str, Any]:
+        return {
+            "first_mlp": self._first_mlp,
+            "minimum_pairs": MIN_USABLE,
+            "depth": self._depth,
+        }
+
+    def notes(self, probes: Sequence[str]) -> dict[str, Any]:
+        return {
+            "skipped": {name: self._skipped[name] for name in probes if self._skipped[name]},
             "usable_pairs": {
-                name: {pairs.relation.name: len(pairs.sources) for pairs in usable}
-                for name, usable in self._usable.items()
+                name: {pairs.relation.name: len(pairs.sources) for pairs in self._usable[name]}
+                for name in probes
             },
         }
 
@@ -94,7 +110,13 @@ class RelationPlan:
     ) -> list[Measurement]:
         chosen = [(probe, pairs) for probe in probes for pairs in self._usable[probe]]
         with torch.inference_mode():
-            ranks = _ranks(loaded, [pairs for _, pairs in chosen], self._depth, progress)
+            ranks = _ranks(
+                loaded,
+                [pairs for _, pairs in chosen],
+                depth=self._depth,
+                first_mlp=self._first_mlp,
+                progress=progress,
+            )
         measurements = []
         for (probe, pairs), own in zip(chosen, ranks, strict=True):
             for metric in RELATION_METRICS.values():
@@ -109,16 +131,21 @@ class RelationPlan:
 
 def plan(config: PreTrainedConfig, vocabulary: Vocabulary, inputs: Inputs) -> RelationPlan | None:
     """The shipped relations, a user's besides them, or the user's alone."""
-    own = [relations.from_folder(inputs.relations)] if inputs.relations else []
-    if inputs.only and not own:
+    sets = [relations.from_folder(inputs.relations)] if inputs.relations else []
+    if inputs.only and not sets:
         return None
-    if inputs.only:
-        return RelationPlan(own, vocabulary)
-    return RelationPlan([relations.shipped(config.model_type, config.vocab_size), *own], vocabulary)
+    if not inputs.only:
+        sets.insert(0, relations.shipped(config.model_type, config.vocab_size))
+    return RelationPlan(sets, vocabulary, first_mlp=inputs.first_mlp)
 
 
 def _ranks(
-    loaded: LoadedModel, chosen: Sequence[TokenPairs], depth: int, progress: Progress
+    loaded: LoadedModel,
+    chosen: Sequence[TokenPairs],
+    *,
+    depth: int,
+    first_mlp: bool,
+    progress: Progress,
 ) -> list[Ranks]:
     """Ranks of every relation's pairs, each [layer, head, pair]; all relations in one pass."""
     reader = WeightReader(loaded.model, loaded.source.name)
@@ -130,7 +157,7 @@ def _ranks(
         source=torch.tensor(source, device=device), target=torch.tensor(target, device=device)
     )
     embedded = reader.embedding[torch.tensor(list(rows), device=device)]
-    after_mlp = reader.first_mlp(embedded)
+    after_mlp = reader.first_mlp(embedded) if first_mlp else embedded
     unembedding = Unembedding(reader.unembedding)
     progress.steps("relations", reader.n_layers)
     layers = []

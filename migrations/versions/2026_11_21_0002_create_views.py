@@ -30,7 +30,8 @@ VIEWS = {
     "metrics": """
         SELECT name AS metric, version, suite, unit, lower, upper, description, source,
                family, parameter
-        FROM metric
+        FROM metric k
+        WHERE EXISTS (SELECT 1 FROM score s WHERE s.metric_id = k.id)
     """,
     "probes": """
         SELECT name AS probe, version, kind, content_hash, seed, description
@@ -51,11 +52,10 @@ VIEWS = {
         JOIN model m ON m.id = h.model_id
         JOIN metric k ON k.id = s.metric_id
         JOIN probe p ON p.id = s.probe_id
-        WHERE m.is_current
     """,
     "score_runs": """
         SELECT m.name AS model, m.revision, h.layer, h.head, k.name AS metric, p.name AS probe,
-               s.value, s.run_id, s.is_published AND m.is_current AS is_published
+               s.value, s.run_id, s.is_published
         FROM (
             SELECT metric_id, head_id, probe_id, run_id, value, true AS is_published FROM score
             UNION ALL
@@ -74,7 +74,7 @@ VIEWS = {
         JOIN model m ON m.id = h.model_id
         JOIN label l ON l.id = hl.label_id
         JOIN taxonomy t ON t.id = l.taxonomy_id
-        WHERE m.is_current AND hl.retired_at IS NULL
+        WHERE hl.retired_at IS NULL
     """,
     "taxonomies": """
         SELECT t.name AS taxonomy, t.version, t.description, t.rules, l.name AS label

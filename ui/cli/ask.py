@@ -1,14 +1,14 @@
-"""Asking the catalog: `sql`, `models`, `metrics`, `top`, `show`."""
+"""Asking the catalog: `sql`, `metrics`, `top`, `show`."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 import pyarrow as pa
 import typer
 
 from catalog import Catalog, Result, queries
 from catalog.errors import UsageError
-from ui.cli.common import Db, FormatOption, OutputOption, errors, open_catalog, write
+from ui.cli.common import Db, FormatOption, OutputOption, messages, open_catalog, write
 
 _HEAD = re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)", re.IGNORECASE)
 
@@ -68,7 +68,7 @@ def top(
     if probe is None:
         probe, *others = probes
         if others:
-            errors.print(f"on probe {probe} (also measured on {', '.join(others)}: --probe)")
+            messages.print(f"on probe {probe} (also measured on {', '.join(others)}: --probe)")
     elif probe not in probes:
         raise UsageError(f"{metric} was not measured on {probe!r}, but on {', '.join(probes)}")
     if model is not None:
@@ -92,25 +92,23 @@ def show(
     Example: heads show gpt2 L5H1 --format json
     """
     catalog = open_catalog(context, db)
-    queries.require_model(catalog, model)
+    facts = queries.require_model(catalog, model)
     write(
-        _of_model(catalog, model) if head is None else _of_head(catalog, model, head), form, output
+        _of_model(catalog, model) if head is None else _of_head(catalog, facts, head), form, output
     )
 
 
-def _of_head(catalog: Catalog, model: str, name: str) -> Result:
+def _of_head(catalog: Catalog, facts: dict[str, Any], name: str) -> Result:
     match = _HEAD.fullmatch(name)
     if match is None:
         raise UsageError(f"{name!r} is no head; write it like L5H3, layer and head from 0")
     layer, head = int(match["layer"]), int(match["head"])
-    found = queries.head(catalog, model, layer, head)
-    if not len(found):
-        row = queries.model(catalog, model).rows()[0]
+    if layer >= facts["n_layers"] or head >= facts["n_heads"]:
         raise UsageError(
-            f"{model} has {row['n_layers']} layers of {row['n_heads']} heads, counted from 0, "
-            f"and no {name}"
+            f"{facts['model']} has {facts['n_layers']} layers of {facts['n_heads']} heads, "
+            f"counted from 0, and no {name}"
         )
-    return found
+    return queries.head(catalog, facts["model"], layer, head)
 
 
 def _of_model(catalog: Catalog, model: str) -> Result:

@@ -9,7 +9,7 @@ from catalog import people, publishing, queries
 from catalog.declarations import ModelSpec
 from catalog.errors import UsageError
 from ingest.classify import with_thresholds
-from ui.cli.common import Db, FormatOption, OutputOption, errors, open_catalog, write
+from ui.cli.common import Db, FormatOption, OutputOption, messages, open_catalog, write
 
 models = typer.Typer(help="List the models, or add one by its layout.", no_args_is_help=False)
 labels = typer.Typer(help="Labels made by people or published elsewhere.", no_args_is_help=True)
@@ -52,10 +52,9 @@ def add(
         n_heads=heads,
         n_kv_heads=kv_heads,
         architecture=architecture,
-        source="layout",
     )
     people.add_layout(catalog.database, spec)
-    errors.print(f"{name}: {layers} layers of {heads} heads")
+    messages.print(f"{name}: {layers} layers of {heads} heads")
 
 
 @labels.command("import")
@@ -76,7 +75,7 @@ def import_(
     """
     catalog = open_catalog(context, db, create=True)
     done = people.import_labels(catalog.database, file, source=source, reviewer=reviewer)
-    errors.print(f"{done.added} labels added, {done.known} known already")
+    messages.print(f"{done.added} labels added, {done.known} known already")
 
 
 def classify(
@@ -110,7 +109,7 @@ def classify(
     for name in names:
         counts = publishing.classify(catalog.database, name, specs)
         told = ", ".join(f"{count} {taxonomy}" for taxonomy, count in counts.items())
-        errors.print(f"{name}: {told} labels")
+        messages.print(f"{name}: {told} labels")
 
 
 def _assignment(text: str) -> tuple[str, float]:

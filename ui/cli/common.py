@@ -23,7 +23,7 @@ from catalog.database import Database
 from catalog.errors import MissingExtraError, UsageError
 from catalog.settings import load_settings
 
-errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 class Format(StrEnum):

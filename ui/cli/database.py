@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from catalog import schema
-from ui.cli.common import Db, database_of, errors
+from ui.cli.common import Db, database_of, messages
 
 group = typer.Typer(help="Make, upgrade and check the database.", no_args_is_help=True)
 
@@ -18,13 +18,13 @@ def upgrade(context: typer.Context, db: Db = None) -> None:
     """
     database = database_of(context, db)
     before, after = schema.upgrade(database)
-    errors.print(
+    messages.print(
         f"{database.name} is at schema {after}"
         + ("" if before == after else f" (was {before or 'empty'})")
     )
 
 
-@group.command()
+@group.command(context_settings={"ignore_unknown_options": True})
 def downgrade(
     context: typer.Context,
     revision: Annotated[str, typer.Argument(help="-1: one step back; base: drop everything.")],
@@ -36,7 +36,7 @@ def downgrade(
     """
     database = database_of(context, db)
     _, after = schema.downgrade(database, revision)
-    errors.print(f"{database.name} is at schema {after or 'none'}")
+    messages.print(f"{database.name} is at schema {after or 'none'}")
 
 
 @group.command()
@@ -46,7 +46,7 @@ def check(context: typer.Context, db: Db = None) -> None:
     Example: heads db check
     """
     database = database_of(context, db)
-    errors.print(f"{database.name} is as declared, at schema {schema.check(database)}")
+    messages.print(f"{database.name} is as declared, at schema {schema.check(database)}")
 
 
 def add_to(app: typer.Typer) -> None:

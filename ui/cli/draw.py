@@ -8,7 +8,7 @@ import typer
 
 from catalog import Catalog, queries
 from catalog.errors import UsageError
-from ui.cli.common import Db, errors, open_catalog, require
+from ui.cli.common import Db, messages, open_catalog, require
 
 USUAL_TAXONOMY = "function"
 
@@ -58,7 +58,7 @@ def chart(
             frame, taxonomy=taxonomy, labels=labels, bins=bins, width=bin_width
         )
     charts.save(drawn, output)
-    errors.print(f"{output}")
+    messages.print(f"{output}")
 
 
 def _usual_taxonomy(catalog: Catalog, models: list[str]) -> str:

@@ -66,9 +66,19 @@ def main() -> None:
         sys.exit(INTERNAL_ERROR)
 
 
+class Terminated(SystemExit):
+    """SIGTERM as an exception, so that a run under way is closed with its reason."""
+
+    def __init__(self) -> None:
+        """Exit as a shell says that a process was terminated."""
+        super().__init__(TERMINATED)
+
+    def __str__(self) -> str:
+        return "by SIGTERM"
+
+
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    # As an exception, so that a run under way is closed with its reason.
-    sys.exit(TERMINATED)
+    raise Terminated
 
 
 def _say(text: str) -> None:

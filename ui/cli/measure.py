@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from catalog.errors import UsageError
-from ui.cli.common import Db, errors, open_catalog, require
+from ui.cli.common import Db, messages, open_catalog, require
 
 
 class _Shown:
@@ -41,7 +41,7 @@ def _progress() -> Iterator[_Shown]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Bars(*columns, console=errors, transient=True) as bars:
+    with Bars(*columns, console=messages, transient=True) as bars:
         yield _Shown(bars)
 
 
@@ -67,11 +67,11 @@ def ingest(
         bool, typer.Option("--only", help="Your relations or probe alone, not the shipped ones.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Measure again what is there.")] = False,
+    first_mlp: Annotated[
+        bool, typer.Option(help="relations: later layers read the first MLP's output.")
+    ] = True,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Unpickle weights; can run any code in them.")
-    ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,
     db: Db = None,
 ) -> None:
@@ -100,8 +100,8 @@ def ingest(
             probe=str(probe) if probe else None,
             only=only,
             force=force,
+            first_mlp=first_mlp,
             allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
         )
         for one in model
     ]
@@ -111,7 +111,7 @@ def ingest(
             outcomes = run.ingest(catalog, request, progress)
         for outcome in outcomes:
             runs = ", ".join(map(str, outcome.run_ids))
-            errors.print(
+            messages.print(
                 f"{outcome.model}: {outcome.suite} published as run {runs}"
                 if outcome.is_new
                 else f"{outcome.model}: {outcome.suite} is there already (run {runs}); nothing "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 import streamlit as st
 
-from catalog import Catalog, HeadsError, Settings, connect, queries
+from catalog import Catalog, HeadsError, connect, queries
 
 MAX_MODELS = 9
 
@@ -52,7 +52,7 @@ class Page:
             NothingToShowError: If there is none, or none is chosen.
         """
         # Opened anew each time: it takes 40 ms, and shows what an ingest has just published.
-        catalog = connect(Settings().database_url)
+        catalog = connect()
         models_place, taxonomy_place = st.columns([3, 1])
         with models_place:
             models = self._choose_models(catalog)
