@@ -6,6 +6,7 @@ without transformers; pattern metrics by loops over transformers' eager attentio
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import catalog
 from catalog import Catalog
 from catalog.errors import ModelError
-from ingest.probes.relations import from_folder, usable
+from ingest.probes import relations
+from ingest.probes.relations import MIN_USABLE, RelationSet
 from ingest.readers import loading
 from ingest.readers.source import resolve
 from ingest.run import IngestRequest, ingest
 
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("model")]
 Array = NDArray[np.float64]
+TIE = 1e-6
+"""Of a row's largest difference of logits: what float32 cannot tell apart."""
 FREQUENT = (
     "the of and to in is you that it he was for on are as with his they at be this have from or "
     "one had by word but not what all"
@@ -39,6 +43,14 @@ def measured(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Catalog
     one = catalog.connect(f"duckdb:///{folder / 'heads.duckdb'}", create=True)
     ingest(one, IngestRequest(model=str(smollm2)))
     return one
+
+
+@dataclass
+class Rank:
+    """How many logits are ahead, ties not counted and counted."""
+
+    least: NDArray[np.int64]
+    most: NDArray[np.int64]
 
 
 class Tensors(Mapping[str, Array]):
@@ -66,7 +78,7 @@ def _ranks(
     kv_heads: int,
     activation: Any,
     norm: str,
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+) -> Iterator[tuple[Rank, Rank]]:
     """Per head how many logits are larger, and smaller, than each target's: W_VO formed whole."""
     source, target = pairs
     embedding = tensors["token_embd.weight"]
@@ -85,7 +97,14 @@ def _ranks(
         w_o = output[:, head * d_head : (head + 1) * d_head].T
         logits = (x @ (w_v @ w_o)) @ embedding.T
         own = logits[np.arange(len(target)), target][:, None]
-        yield (logits > own).sum(axis=1), (logits < own).sum(axis=1)
+        logits -= own
+        lowest, highest = logits.min(axis=1), logits.max(axis=1)
+        tie = TIE * np.maximum(-lowest, highest)[:, None]
+        # The target itself is 0 ahead of itself: not larger, however ties are taken.
+        yield (
+            Rank(least=(logits > tie).sum(axis=1), most=(logits > -tie).sum(axis=1) - 1),
+            Rank(least=(logits < -tie).sum(axis=1), most=(logits < tie).sum(axis=1) - 1),
+        )
 
 
 def _silu(x: Array) -> Array:
@@ -129,41 +148,60 @@ def test_published_relation_sets_load_by_the_path_that_users_have(
     assert skipped.startswith("0 usable pairs of 700")
 
 
-@pytest.mark.parametrize("layer", [0, 17])
-def test_relation_scores_equal_the_dense_method_on_the_files_own_tensors(
-    published_scores: Catalog, smollm2: Path, shared: Path, layer: int
+def test_shipped_relation_scores_equal_the_dense_method(measured: Catalog, smollm2: Path) -> None:
+    _compare_with_dense(measured, relations.shipped("llama", 49_152), "shipped", smollm2, layer=23)
+
+
+def test_published_relation_scores_equal_the_dense_method(
+    published_scores: Catalog, smollm2: Path, shared: Path
 ) -> None:
-    prepared = loading.prepare(resolve(str(smollm2)))
+    chosen = relations.from_folder(shared / "data" / "maps_relations")
+    _compare_with_dense(published_scores, chosen, "maps_relations", smollm2, layer=0)
+
+
+def _compare_with_dense(
+    one: Catalog, chosen: RelationSet, probe: str, gguf: Path, *, layer: int
+) -> None:
+    """Every hit rate of a layer lies between those of the dense method with ties for and against.
+
+    Ties are logits that float32 cannot tell apart; without any, the two are equal.
+    """
+    tokenizer = loading.prepare(resolve(str(gguf))).tokenizer
     found = {
         (row["metric"], row["head"]): row["value"]
-        for row in published_scores.sql(
-            "SELECT metric, head, value FROM scores WHERE layer = :layer", layer=layer
+        for row in one.sql(
+            "SELECT metric, head, value FROM scores WHERE layer = :layer AND probe = :probe",
+            layer=layer,
+            probe=probe,
         )
     }
-    tensors = Tensors(smollm2)
-    compared = 0
-    for relation in from_folder(shared / "data" / "maps_relations").relations:
-        if f"relation_score[{relation.name}]" not in {metric for metric, _ in found}:
+    tensors = Tensors(gguf)
+    compared = decided = 0
+    for relation in chosen.relations:
+        pairs = relations.usable(
+            relation, lambda text: tokenizer.encode(text, add_special_tokens=False)
+        )
+        # The larger sets take this method minutes.
+        if not MIN_USABLE <= len(pairs.sources) <= 150:
             continue
-        pairs = usable(relation, lambda t: prepared.tokenizer.encode(t, add_special_tokens=False))
         ranks = _ranks(
             tensors, layer, (pairs.sources, pairs.targets), 9, 3, _silu, "blk.0.ffn_norm.weight"
         )
         for head, (larger, smaller) in enumerate(ranks):
             expected = {
-                "relation_score": (larger < 10).mean(),
-                "relation_suppression": (smaller < 10).mean(),
-                "relation_hits_1": (larger < 1).mean(),
-                "relation_hits_25": (larger < 25).mean(),
+                "relation_score": (larger, relation.k),
+                "relation_suppression": (smaller, relation.k),
+                "relation_hits_1": (larger, 1),
+                "relation_hits_25": (larger, 25),
             }
-            for metric, value in expected.items():
-                # One pair may fall on the other side: float64 here, float32 there.
-                one_pair = 1 / len(pairs.sources)
-                assert found[f"{metric}[{relation.name}]", head] == pytest.approx(
-                    value, abs=1.01 * one_pair if value else 1e-12
-                )
+            for metric, (rank, k) in expected.items():
+                low, high = (rank.most < k).mean(), (rank.least < k).mean()
+                value = found[f"{metric}[{relation.name}]", head]
+                assert low - 1e-12 <= value <= high + 1e-12
                 compared += 1
-    assert compared == 16 * 9 * 4
+                decided += low == high
+    assert decided > 0.99 * compared
+    assert compared >= 5 * 9 * 4
 
 
 def test_pattern_metrics_equal_loops_over_eager_attention(
@@ -275,10 +313,8 @@ def test_gemma_3_with_windows_and_its_own_head_size(
     ids = [tokenizer.encode(f" {word}", add_special_tokens=False)[0] for word, _ in pairs]
     ranks = _ranks(Tensors(gemma), 9, (ids, ids), 4, 1, _gelu, "blk.0.ffn_norm.weight")
     for head, (larger, _) in enumerate(ranks):
-        expected = (larger < 1).mean()
-        assert found["relation_score[copy]", 9, head] == pytest.approx(
-            expected, abs=1.01 / len(ids)
-        )
+        value = found["relation_score[copy]", 9, head]
+        assert (larger.most < 1).mean() <= value <= (larger.least < 1).mean()
 
 
 def test_a_truncated_gguf_file_changes_nothing(
