@@ -107,9 +107,11 @@ def head_labels(catalog: Catalog, models: Sequence[str], taxonomy: str) -> Resul
         taxonomy: Name of a taxonomy; under an unknown one no head has a label.
 
     Returns:
-        model, layer, head, name ('L5H3'), n_layers, n_heads, label, source, confidence, reason.
-        One row per head, label and source of the label; the last four are NULL in the one row of
-        a head without a label. In order of model as given, layer, head.
+        model, layer, head, name ('L5H3'), n_layers, n_heads, label, source, confidence, reason,
+        scores. One row per head, label and source of the label; label to reason are NULL in the
+        one row of a head without a label. scores are the head's three largest of the metrics that
+        the taxonomy's rules are about, as text, NULL where there is no rule or score. In order of
+        model as given, layer, head.
 
     Raises:
         UsageError: If no model is named.
@@ -120,9 +122,32 @@ def head_labels(catalog: Catalog, models: Sequence[str], taxonomy: str) -> Resul
     order = " ".join(f"WHEN :model_{place} THEN {place}" for place in range(len(models)))
     return catalog.sql(
         f"""
+        WITH ranked AS (
+            SELECT s.model, s.layer, s.head, s.metric, s.probe, s.value,
+                   row_number() OVER (
+                       PARTITION BY s.model, s.layer, s.head ORDER BY s.value DESC, s.metric, s.probe
+                   ) AS place
+            FROM scores s
+            JOIN metrics k ON k.metric = s.metric
+            WHERE s.model IN ({names}) AND s.value IS NOT NULL AND k.family IN (
+                SELECT k.family FROM metrics k
+                JOIN taxonomies t
+                  ON CAST(t.rules AS VARCHAR) LIKE '%"metric": "' || k.family || '"%'
+                WHERE t.taxonomy = :taxonomy
+            )
+        ), best AS (
+            SELECT model, layer, head, string_agg(
+                       metric || ' ' || CAST(CAST(value AS DECIMAL(12, 3)) AS VARCHAR)
+                       || ' (' || probe || ')', ', ' ORDER BY place
+                   ) AS scores
+            FROM ranked
+            WHERE place <= 3
+            GROUP BY model, layer, head
+        )
         SELECT h.model, h.layer, h.head, h.name, m.n_layers, m.n_heads,
-               l.label, l.source, l.confidence, l.reason
+               l.label, l.source, l.confidence, l.reason, b.scores
         FROM heads h
+        LEFT JOIN best b ON b.model = h.model AND b.layer = h.layer AND b.head = h.head
         JOIN models m ON m.model = h.model
         LEFT JOIN labels l ON l.model = h.model AND l.layer = h.layer AND l.head = h.head
                           AND l.taxonomy = :taxonomy

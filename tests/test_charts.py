@@ -44,6 +44,7 @@ def heads(
             "source": None if label is None else "human",
             "confidence": None,
             "reason": None,
+            "scores": None,
         }
         for layer in range(n_layers)
         for head in range(n_heads)

@@ -127,3 +127,19 @@ def test_rule_labels_come_with_the_score_behind_them(empty_catalog: Catalog) -> 
     row = queries.head_labels(empty_catalog, ["m"], "function").rows()[0]
     assert (row["label"], row["source"]) == ("Algorithmic", "rule")
     assert row["reason"] == "relation_score[copying] 0.43 >= 0.15"
+    assert row["scores"] == "relation_score[copying] 0.430 (shipped)"
+
+
+def test_heads_without_a_label_come_with_their_scores_too(empty_catalog: Catalog) -> None:
+    induction = metric("induction")
+    role = TaxonomySpec(
+        name="role",
+        version=1,
+        description="d",
+        rules=[Rule(metric="induction", threshold=0.4, label="induction")],
+    )
+    run = begin(empty_catalog, metrics=[induction])
+    publish(empty_catalog, run, uniform(0.1), metrics=[induction], taxonomies=[role])
+    row = queries.head_labels(empty_catalog, ["m"], "role").rows()[0]
+    assert (row["label"], row["scores"]) == (None, "induction 0.100 (plain)")
+    assert queries.head_labels(empty_catalog, ["m"], "verdict").rows()[0]["scores"] is None

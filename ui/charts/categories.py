@@ -20,6 +20,7 @@ COLUMNS = (
     "source",
     "confidence",
     "reason",
+    "scores",
 )
 _HEAD = ["model", "layer", "head"]
 
@@ -32,7 +33,7 @@ def categorize(frame: pd.DataFrame) -> pd.DataFrame:
             any, as `catalog.queries.head_labels` gives it: the columns `COLUMNS`.
 
     Returns:
-        model, layer, head, name, n_layers, n_heads, category (the one label, `2 categories` ...,
+        model, layer, head, name, n_layers, n_heads, scores, category (the one label, `2 categories` ...,
         `5 or more categories`, or `Unclassified`), labels (a sorted tuple of distinct ones) and
         reasons (the rule or person behind each label, as text); the last two are empty where
         there is no label. Rows in the order of the frame.
@@ -49,7 +50,7 @@ def categorize(frame: pd.DataFrame) -> pd.DataFrame:
     ):
         why = source if pd.isna(reason) else f"{reason} ({source})"
         given[model, layer, head].setdefault(label, []).append(f"{label}: {why}")
-    heads = frame.drop_duplicates(_HEAD)[[*_HEAD, "name", "n_layers", "n_heads"]]
+    heads = frame.drop_duplicates(_HEAD)[[*_HEAD, "name", "n_layers", "n_heads", "scores"]]
     found = [given.get(place, {}) for place in heads[_HEAD].itertuples(index=False, name=None)]
     summary = pd.DataFrame(
         {

@@ -44,9 +44,10 @@ def category_map(
 
 def _panel(heads: pd.DataFrame, colors: dict[str, str], cell: int) -> alt.Chart:
     n_layers, n_heads = int(heads["n_layers"].iloc[0]), int(heads["n_heads"].iloc[0])
-    values = heads[["layer", "head", "name", "category", "reasons"]].assign(
+    values = heads[["layer", "head", "name", "category", "reasons", "scores"]].assign(
         labels=[", ".join(given) or _NO_VALUE for given in heads["labels"]],
         reasons=heads["reasons"].replace("", _NO_VALUE),
+        scores=heads["scores"].fillna(_NO_VALUE),
     )
     panel: alt.Chart = (
         alt.Chart(_figure.inline(values))
@@ -67,6 +68,7 @@ def _panel(heads: pd.DataFrame, colors: dict[str, str], cell: int) -> alt.Chart:
                 alt.Tooltip("name:N", title="Head"),
                 alt.Tooltip("labels:N", title="Labels"),
                 alt.Tooltip("reasons:N", title="Reasons"),
+                alt.Tooltip("scores:N", title="Largest scores"),
             ],
         )
         # A whole number of pixels: cells of fractional size show seams between them.
