@@ -125,7 +125,8 @@ def head_labels(catalog: Catalog, models: Sequence[str], taxonomy: str) -> Resul
         WITH ranked AS (
             SELECT s.model, s.layer, s.head, s.metric, s.probe, s.value,
                    row_number() OVER (
-                       PARTITION BY s.model, s.layer, s.head ORDER BY s.value DESC, s.metric, s.probe
+                       PARTITION BY s.model, s.layer, s.head
+                       ORDER BY s.value DESC, s.metric, s.probe
                    ) AS place
             FROM scores s
             JOIN metrics k ON k.metric = s.metric

@@ -33,10 +33,10 @@ def categorize(frame: pd.DataFrame) -> pd.DataFrame:
             any, as `catalog.queries.head_labels` gives it: the columns `COLUMNS`.
 
     Returns:
-        model, layer, head, name, n_layers, n_heads, scores, category (the one label, `2 categories` ...,
-        `5 or more categories`, or `Unclassified`), labels (a sorted tuple of distinct ones) and
-        reasons (the rule or person behind each label, as text); the last two are empty where
-        there is no label. Rows in the order of the frame.
+        model, layer, head, name, n_layers, n_heads, scores, category (the one label,
+        `2 categories` ..., `5 or more categories`, or `Unclassified`), labels (a sorted tuple of
+        distinct ones) and reasons (the rule or person behind each label, as text); the last two
+        are empty where there is no label. Rows in the order of the frame.
 
     Raises:
         UsageError: If a column is missing, or there is no head at all.
