@@ -14,10 +14,12 @@ from catalog.database import Database
 from catalog.declarations import ModelSpec
 from catalog.errors import InputError, UsageError
 from catalog.orm import Head, HeadLabel, Model
-from catalog.publishing import head_rows
+from catalog.publishing import head_rows, require_name
 from catalog.rules import ensure_label, ensure_taxonomy
 
 COLUMNS = ("model", "layer", "head", "taxonomy", "label")
+MAX_SIZE = 4_096
+"""Of layers, and of heads in a layer: no model comes near."""
 SOURCES = ("human", "model", "published")
 
 
@@ -27,8 +29,10 @@ def add_layout(database: Database, spec: ModelSpec) -> None:
     Raises:
         UsageError: If the sizes are not positive, do not divide, or the name is taken.
     """
-    if min(spec.n_layers, spec.n_heads, spec.n_kv_heads or 1) < 1:
-        raise UsageError(f"{spec.name}: layers and heads must be at least 1")
+    require_name(spec.name)
+    sizes = (spec.n_layers, spec.n_heads, spec.n_kv_heads or 1)
+    if min(sizes) < 1 or max(sizes) > MAX_SIZE:
+        raise UsageError(f"{spec.name}: layers and heads must be from 1 to {MAX_SIZE}")
     if spec.n_kv_heads and spec.n_heads % spec.n_kv_heads:
         raise UsageError(
             f"{spec.name}: {spec.n_heads} heads cannot share {spec.n_kv_heads} KV heads evenly"

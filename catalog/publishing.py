@@ -27,7 +27,7 @@ from catalog.declarations import (
     RunSpec,
     TaxonomySpec,
 )
-from catalog.errors import ModelError
+from catalog.errors import ModelError, UsageError
 from catalog.orm import (
     Head,
     Metric,
@@ -74,6 +74,7 @@ def begin(database: Database, spec: RunSpec) -> int:
         ModelError: If the model's name stands for something else in this catalog.
     """
     with database.transaction() as session:
+        require_name(spec.model.name)
         model = _model_row(session, spec.model)
         _register_metrics(session, spec.metrics)
         process = psutil.Process()
@@ -231,6 +232,16 @@ def _close(run: Run, reason: str) -> None:
     run.status, run.error = "failed", reason
     run.finished_at = datetime.now(UTC)
     run.seconds = (run.finished_at - run.started_at).total_seconds()
+
+
+def require_name(name: str) -> None:
+    """See that a model's name can be typed, shown and stored.
+
+    Raises:
+        UsageError: If it is empty or has characters that cannot be printed.
+    """
+    if not name.strip() or not name.isprintable():
+        raise UsageError(f"{name!r} is no name for a model: expected printable characters")
 
 
 def _model_row(session: Session, spec: ModelSpec) -> Model:

@@ -99,7 +99,8 @@ def test_models_metrics_and_layouts(heads: Heads) -> None:
     assert (rows[0]["model"], rows[0]["n_layers"], rows[0]["n_heads"]) == ("gpt2-xl", 48, 25)
     again = heads("models", "add", "gpt2-xl", "--layers", "48", "--heads", "25")
     assert (again.returncode, "already" in again.stderr) == (2, True)
-    assert heads("models", "add", "x", "--layers", "0", "--heads", "2").returncode == 2
+    for name, layers in (("x", "0"), ("x", "9999999999"), ("", "2"), ("a\x1b[31m", "2")):
+        assert heads("models", "add", name, "--layers", layers, "--heads", "2").returncode == 2
     assert heads("metrics", "--format", "json").stdout == "[]\n"
 
 

@@ -18,6 +18,7 @@ from catalog.errors import InputError
 MIN_USABLE = 30
 """Fewer usable pairs than this are skipped: their score would be chance."""
 DEFAULT_K = 10
+MAX_K = 1_000
 SHIPPED = "shipped"
 KIND = "relations"
 
@@ -132,18 +133,23 @@ def usable(relation: Relation, encode: Callable[[str], Sequence[int | None]]) ->
 def _parse(name: str, text: str, where: str) -> Relation:
     try:
         content: Any = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON: {error}") from error
     facts = content if isinstance(content, dict) else {"pairs": content}
     pairs, k, category = facts.get("pairs"), facts.get("k", DEFAULT_K), facts.get("category")
     if not isinstance(pairs, list) or not all(_is_pair(pair) for pair in pairs):
         raise InputError(f"{where}: expected a list of [source, target] strings under `pairs`")
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise InputError(f"{where}: k is {k!r}; expected a whole number from 1")
+    if type(k) is not int or not 1 <= k <= MAX_K:
+        raise InputError(f"{where}: k is {k!r}; expected a whole number from 1 to {MAX_K}")
     if not (category is None or (isinstance(category, str) and category)):
         raise InputError(f"{where}: category is {category!r}; expected a word")
     return Relation(name=name, pairs=tuple((s, t) for s, t in pairs), k=k, category=category)
 
 
 def _is_pair(pair: object) -> bool:
-    return isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair)  # noqa: PLR2004 - a pair
+    return isinstance(pair, list) and len(pair) == 2 and all(_is_text(x) for x in pair)  # noqa: PLR2004 - a pair
+
+
+def _is_text(word: object) -> bool:
+    """Whether this is a string of characters: JSON can spell halves of one, too."""
+    return isinstance(word, str) and not any(0xD800 <= ord(letter) < 0xE000 for letter in word)  # noqa: PLR2004 - surrogates

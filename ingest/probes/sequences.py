@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -200,7 +200,7 @@ def from_file(path: Path) -> SequenceProbe:
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
         content = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{where}: expected an object with tokens, text or messages")
@@ -233,14 +233,8 @@ def _tokens(line: dict[str, Any], where: str, vocabulary: Vocabulary) -> list[in
             raise InputError(
                 f"{where}: token {outside[0]} is not in the vocabulary of {vocabulary.size}"
             )
-    elif isinstance(line.get("text"), str):
-        tokens = vocabulary.tokenizer(line["text"]).input_ids
-    elif isinstance(line.get("messages"), list):
-        if not vocabulary.tokenizer.chat_template:
-            raise InputError(f"{where}: has messages, and the tokenizer has no chat template")
-        tokens = vocabulary.tokenizer.apply_chat_template(line["messages"], return_dict=False)
     else:
-        raise InputError(f"{where}: expected tokens, text or messages")
+        tokens = _tokenized(line, where, vocabulary.tokenizer)
     if len(tokens) < 2:  # noqa: PLR2004 - one token attends to itself alone
         raise InputError(f"{where}: has {len(tokens)} tokens; a pattern needs at least 2")
     if vocabulary.context is not None and len(tokens) > vocabulary.context:
@@ -248,6 +242,22 @@ def _tokens(line: dict[str, Any], where: str, vocabulary: Vocabulary) -> list[in
             f"{where}: has {len(tokens)} tokens; the model's context is {vocabulary.context}"
         )
     return list(tokens)
+
+
+def _tokenized(line: dict[str, Any], where: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    text, messages = line.get("text"), line.get("messages")
+    if not isinstance(text, str) and not isinstance(messages, list):
+        raise InputError(f"{where}: expected tokens, text or messages")
+    if not isinstance(text, str) and not tokenizer.chat_template:
+        raise InputError(f"{where}: has messages, and the tokenizer has no chat template")
+    try:
+        if isinstance(text, str):
+            tokens: Any = tokenizer(text).input_ids
+        else:
+            tokens = tokenizer.apply_chat_template(cast("Any", messages), return_dict=False)
+    except Exception as error:  # templates are programs of the model's makers
+        raise InputError(f"{where}: the tokenizer cannot take it: {error}") from error
+    return cast("list[int]", tokens)
 
 
 def _require_repeated(sequences: Encoded, path: Path) -> None:
