@@ -16,10 +16,16 @@ from typing import Any
 import filelock
 import psutil
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, func, make_url, select
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session
 
-from catalog.errors import LockedError, MissingExtraError, SchemaError, UsageError
+from catalog.errors import (
+    LockedError,
+    MissingExtraError,
+    SchemaError,
+    StorageError,
+    UsageError,
+)
 
 _READ_ONLY: dict[str, Any] = {
     # A reader of the catalog has no business with other files, and says so to DuckDB once, here.
@@ -111,10 +117,20 @@ class Database:
         Writers take turns, on a server as in a file, so that none meets a half-made row of
         another.
         """
-        with self.writing(patience) as connection, Session(connection) as session, session.begin():
-            if not self.is_duckdb:
-                session.execute(select(func.pg_advisory_xact_lock(_WRITERS)))
-            yield session
+        try:
+            with (
+                self.writing(patience) as connection,
+                Session(connection) as session,
+                session.begin(),
+            ):
+                if not self.is_duckdb:
+                    session.execute(select(func.pg_advisory_xact_lock(_WRITERS)))
+                yield session
+        except OperationalError as error:
+            reason = str(error.orig).strip().splitlines()[0]
+            raise StorageError(
+                f"{self.name} could not be written, and is as it was before: {reason}"
+            ) from error
 
     @contextlib.contextmanager
     def _connect(self, *, writable: bool, patience: float | None = None) -> Iterator[Connection]:
@@ -155,14 +171,19 @@ class Database:
         if not writable and not os.access(beside.parent, os.W_OK):
             yield  # nobody writes in a folder that is read-only
             return
-        beside.parent.mkdir(parents=True, exist_ok=True)
-        # One lock object each time: threads of one process wait for each other like processes do.
-        lock = filelock.ReadWriteLock(beside, is_singleton=False)
-        acquire = lock.acquire_write if writable else lock.acquire_read
         try:
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            # An object each time: threads of one process wait for each other like processes do.
+            lock = filelock.ReadWriteLock(beside, is_singleton=False)
+            acquire = lock.acquire_write if writable else lock.acquire_read
             acquire(timeout=patience)
         except filelock.Timeout:
             raise self._locked(patience) from None
+        except OSError as error:
+            raise StorageError(
+                f"{self.name} cannot be used: {beside.name} beside it cannot be written "
+                f"({error.strerror})"
+            ) from error
         try:
             yield
         finally:

@@ -46,6 +46,12 @@ class QueryError(HeadsError):
     exit_code = 7
 
 
+class StorageError(HeadsError):
+    """A database that cannot be written: a full disk, a read-only folder, a lost server."""
+
+    exit_code = 9
+
+
 class MissingExtraError(HeadsError):
     """An optional part of the distribution that is not installed."""
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import published
 import pytest
+from sqlalchemy.exc import OperationalError
 
 import catalog
 from catalog import Catalog
 from catalog.database import Database
-from catalog.errors import LockedError, SchemaError, UsageError
+from catalog.errors import LockedError, SchemaError, StorageError, UsageError
 
 HOLD = """
     import sys, time, duckdb
@@ -109,6 +110,29 @@ def test_readers_and_writers_of_one_process_wait_for_each_other(filled: Catalog)
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_a_full_disk_is_told_and_leaves_the_catalog_as_it_was(
+    filled: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What DuckDB says when its log cannot grow, said at the commit."""
+    full = OperationalError("COMMIT", {}, Exception("No space left on device"))
+
+    def fail(*_: object) -> None:
+        raise full
+
+    run_id = published.begin(filled, "next")
+    monkeypatch.setattr("catalog.publishing.bulk.insert", fail)
+    with pytest.raises(StorageError, match="as it was before: No space left on device"):
+        published.publish(filled, run_id, published.uniform(0.5))
+    monkeypatch.undo()
+    assert filled.sql("SELECT DISTINCT value FROM scores").rows() == [{"value": 0.25}]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot be used"):
+        catalog.connect(f"duckdb:///{tmp_path / 'file' / 'heads.duckdb'}", create=True)
 
 
 def test_a_catalog_that_is_not_there(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ app = typer.Typer(
     help="A catalog of attention heads across language models: which heads, in which models, "
     "do what?",
     epilog="Exit codes: 0 done; 1 other errors; 2 usage; 3 model; 4 probe, relations or labels; "
-    "5 schema; 6 locked; 7 query; 8 missing extra; 70 a bug.",
+    "5 schema; 6 locked; 7 query; 8 missing extra; 9 storage; 70 a bug.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
