@@ -30,10 +30,11 @@ def add_layout(database: Database, spec: ModelSpec) -> None:
         UsageError: If the sizes are not positive, do not divide, or the name is taken.
     """
     require_name(spec.name)
-    sizes = (spec.n_layers, spec.n_heads, spec.n_kv_heads or 1)
+    kv_heads = 1 if spec.n_kv_heads is None else spec.n_kv_heads
+    sizes = (spec.n_layers, spec.n_heads, kv_heads)
     if min(sizes) < 1 or max(sizes) > MAX_SIZE:
         raise UsageError(f"{spec.name}: layers and heads must be from 1 to {MAX_SIZE}")
-    if spec.n_kv_heads and spec.n_heads % spec.n_kv_heads:
+    if spec.n_heads % kv_heads:
         raise UsageError(
             f"{spec.name}: {spec.n_heads} heads cannot share {spec.n_kv_heads} KV heads evenly"
         )
@@ -129,15 +130,20 @@ def _read(path: Path, source: str) -> Iterator[_Row]:
         raise InputError(
             f"{path} lacks the column {', '.join(missing)}; expected {', '.join(COLUMNS)}"
         )
-    for record in reader:
-        yield _row(record, f"{path}, line {reader.line_num}", reader.line_num, source)
+    try:
+        for record in reader:
+            yield _row(record, f"{path}, line {reader.line_num}", reader.line_num, source)
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
 
 
 def _row(record: dict[str, str | None], where: str, line: int, source: str) -> _Row:
     values = {name: (value or "").strip() for name, value in record.items() if name}
-    empty = [column for column in COLUMNS if not values[column]]
-    if empty:
-        raise InputError(f"{where}: {', '.join(empty)} is empty")
+    unusable = [name for name in COLUMNS if not values[name] or not values[name].isprintable()]
+    if unusable:
+        raise InputError(
+            f"{where}: {', '.join(unusable)} is empty or has characters that cannot be printed"
+        )
     try:
         layer, head = int(values["layer"]), int(values["head"])
         confidence = float(values["confidence"]) if values.get("confidence") else None

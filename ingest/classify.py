@@ -3,6 +3,7 @@
 Thresholds are conventions, so they stand here and in the catalog beside the labels they give.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -55,6 +56,9 @@ def with_thresholds(
         raise UsageError(
             f"no taxonomy {unknown[0]!r} has rules; those that do: {', '.join(TAXONOMIES)}"
         )
+    thresholds = [*by_metric.values(), *([] if everywhere is None else [everywhere])]
+    if not all(map(math.isfinite, thresholds)):
+        raise UsageError("a threshold must be a number; nan and inf label nothing or everything")
     chosen = [TAXONOMIES[name] for name in names or TAXONOMIES]
     metrics = {rule.metric for spec in chosen for rule in spec.rules}
     for metric in by_metric:

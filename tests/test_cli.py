@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +59,8 @@ def test_sql_in_every_format(heads: Heads, filled: Catalog, tmp_path: Path) -> N
     assert read[2] == {"layer": "1", "head": "2", "value": "0.5"}
     assert heads("sql", query, "-o", "out.parquet").returncode == 0
     assert pl.read_parquet(tmp_path / "out.parquet")["value"].to_list() == [0.9, 0.6, 0.5]
+    interval = heads("sql", "SELECT INTERVAL 1 DAY AS i", "-f", "csv")
+    assert (interval.returncode, "cannot be written as csv" in interval.stderr) == (2, True)
     unknown = heads("sql", query, "-o", "out.xyz")
     assert unknown.returncode == 2
     assert "names no format" in unknown.stderr
@@ -91,6 +95,21 @@ def test_top_and_show(heads: Heads, filled: Catalog) -> None:
     assert (unknown.returncode, "no model 'mm'" in unknown.stderr) == (2, True)
 
 
+def test_a_query_without_end_stops_at_a_signal(filled: Catalog) -> None:
+    assert filled
+    endless = (
+        "WITH RECURSIVE t(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM t) SELECT count(*) FROM t"
+    )
+    program = Path(sys.executable).with_name("heads")
+    url = f"duckdb:///{filled.database.path}"
+    for end in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen([program, "--db", url, "sql", endless])
+        time.sleep(4)
+        assert process.poll() is None
+        process.send_signal(end)
+        assert process.wait(timeout=20) == -end
+
+
 def test_models_metrics_and_layouts(heads: Heads) -> None:
     assert heads("models").returncode == 5
     added = heads("models", "add", "gpt2-xl", "--layers", "48", "--heads", "25")
@@ -113,7 +132,8 @@ def test_labels_are_imported_as_a_whole(heads: Heads, tmp_path: Path) -> None:
         "gpt2-xl,48,0,verdict,unclear,": "line 4: gpt2-xl has 48 layers of 25 heads",
         "gpt2,0,0,verdict,unclear,": "no model 'gpt2'; ingest it, or make its layout known",
         "gpt2-xl,x,0,verdict,unclear,": "line 4: expected a number",
-        "gpt2-xl,1,0,,unclear,": "line 4: taxonomy is empty",
+        "gpt2-xl,1,0,,unclear,": "line 4: taxonomy is empty or",
+        "gpt2-xl,1,0,verdict,a\x01b,": "line 4: label is empty or has characters that cannot",
         "gpt2-xl,1,0,verdict,unclear,7": "line 4: confidence 7 is not between 0 and 1",
     }
     for line, reason in bad.items():
@@ -161,6 +181,7 @@ def test_ingest_classify_and_draw(heads: Heads, tmp_path: Path) -> None:
     heads("classify", "tiny", "--set", "relation_score=2")
     assert json.loads(heads("sql", count, "-f", "json").stdout)[0]["n"] == 0
     assert heads("classify", "--set", "nonsense=1").returncode == 2
+    assert heads("classify", "--threshold", "nan").returncode == 2
     assert heads("classify", "--taxonomy", "nonsense").returncode == 2
 
     for kind, file in (("map", "map.png"), ("bars", "bars.svg"), ("map", "map.html")):

@@ -1,6 +1,7 @@
 """Asking the catalog: `sql`, `metrics`, `top`, `show`."""
 
 import re
+import signal
 from typing import Annotated, Any
 
 import pyarrow as pa
@@ -28,7 +29,11 @@ def sql(
     Example: heads sql "SELECT layer, head, value FROM scores WHERE metric = 'induction'
     ORDER BY value DESC LIMIT 5" --format csv
     """
-    write(open_catalog(context, db).sql(query), form, output)
+    catalog = open_catalog(context, db)
+    # While DuckDB computes, Python handles no signal; reading leaves nothing to be put right.
+    for end in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(end, signal.SIG_DFL)
+    write(catalog.sql(query), form, output)
 
 
 def metrics(

@@ -89,17 +89,24 @@ def write(result: Result, form: Format | None, output: Path | None) -> None:
     """Write a result to stdout or a file.
 
     Raises:
-        UsageError: If the file's suffix says nothing, or the file cannot be written.
+        UsageError: If the file's suffix says nothing, the file cannot be written, or the format
+            has no such values.
     """
     chosen = form or _form_of(output)
+    try:
+        content = _bytes(result, chosen)
+    except pa.ArrowException as error:
+        raise UsageError(
+            f"the result cannot be written as {chosen} ({error}); cast that column, or use json"
+        ) from error
     if output is None:
         if chosen is Format.PARQUET and sys.stdout.isatty():
             raise UsageError("Parquet is no text; give a file with -o FILE")
-        sys.stdout.buffer.write(_bytes(result, chosen))
+        sys.stdout.buffer.write(content)
         sys.stdout.flush()
         return
     try:
-        output.write_bytes(_bytes(result, chosen))
+        output.write_bytes(content)
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error.strerror}") from error
 

@@ -24,7 +24,7 @@ app = typer.Typer(
     "5 schema; 6 locked; 7 query; 8 missing extra; 9 storage; 70 a bug.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # brackets in examples are the metrics' parameters
     add_completion=False,
 )
 
