@@ -49,7 +49,7 @@ PUBLISHING_PATIENCE = 600.0
 """Seconds to wait at least for a DuckDB file when scores are to be published."""
 
 _CREATED_TIME_SLACK = 60.0
-# Seconds: a process's start is computed from the clock, which may have been set since.
+"""Seconds: a process's start is computed from the clock, which may have been set since."""
 
 
 def published_runs(database: Database, model: str, keys: Sequence[str]) -> dict[str, int]:
@@ -222,10 +222,13 @@ def _running_here() -> Select[Run]:
 
 def _is_alive(run: Run) -> bool:
     try:
-        started = psutil.Process(run.pid).create_time()
+        process = psutil.Process(run.pid)
+        # A killed process whose parent has not looked yet still has its number.
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return abs(process.create_time() - run.process_started) < _CREATED_TIME_SLACK
     except psutil.Error:
         return False
-    return abs(started - run.process_started) < _CREATED_TIME_SLACK
 
 
 def _close(run: Run, reason: str) -> None:

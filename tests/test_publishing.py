@@ -1,5 +1,6 @@
 """Runs become visible as a whole, or not at all."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -139,10 +140,11 @@ def test_a_killed_run_is_closed_with_its_reason(empty_url: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
         """
     )
-    killed = subprocess.run([sys.executable, "-c", program], check=False)
-    assert killed.returncode == -9
+    killed = subprocess.Popen([sys.executable, "-c", program])
+    os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # dead, and still in the table
     assert one.sql("SELECT status FROM runs").rows() == [{"status": "running"}]
     row = catalog.connect(empty_url).sql("SELECT status, error FROM runs").rows()[0]
+    assert killed.wait() == -9
     assert row["status"] == "failed"
     assert "ended before the run" in row["error"]
 
