@@ -207,7 +207,7 @@ def test_an_exported_page_needs_no_server(page: Page, tmp_path: Path) -> None:
     made = catalogs.make(tmp_path, {"</script><script>alert(1)</script>": (2, 2)})
     frame = made.sql(
         "SELECT h.*, 2 AS n_layers, 2 AS n_heads, 'a' AS label, 'human' AS source, "
-        "NULL AS confidence, '<img src=x onerror=alert(3)>' AS reason FROM heads h"
+        "NULL AS confidence, '<img src=x onerror=alert(3)>' AS reason, NULL AS scores FROM heads h"
     ).pandas()
     charts.save(charts.category_map(frame, taxonomy="mine"), tmp_path / "map.html")
     page.goto((tmp_path / "map.html").as_uri())
