@@ -4,13 +4,14 @@ Texts are ordered by the database, hence by its collation: sort in Python where 
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from catalog.catalog import Catalog
 from catalog.errors import UsageError
 from catalog.sql import Result
 
+USUAL_TAXONOMY = "function"
 USUAL_PROBES = ("shipped", "plain", "random_repeat")
 """What is meant where nobody says on which probe, in this order."""
 
@@ -88,6 +89,18 @@ def taxonomies(catalog: Catalog, *models: str) -> Result:
         """,  # noqa: S608 - only the names of parameters are put in
         **parameters,
     )
+
+
+def usual_taxonomy(heads: Mapping[str, int]) -> str:
+    """The taxonomy that is meant where nobody names one.
+
+    Args:
+        heads: How many heads each taxonomy labels, in the order of `taxonomies`.
+
+    Returns:
+        `function` where it labels any, or where there is no other; else the first.
+    """
+    return USUAL_TAXONOMY if heads.get(USUAL_TAXONOMY) or not heads else next(iter(heads))
 
 
 def taxonomy_labels(catalog: Catalog, taxonomy: str) -> list[str]:

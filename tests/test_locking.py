@@ -115,7 +115,7 @@ def test_readers_and_writers_of_one_process_wait_for_each_other(filled: Catalog)
 def test_a_full_disk_is_told_and_leaves_the_catalog_as_it_was(
     filled: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What DuckDB says when its log cannot grow, said at the commit."""
+    """The error that DuckDB raised on a full tmpfs, raised here in the middle of a publication."""
     full = OperationalError("COMMIT", {}, Exception("No space left on device"))
 
     def fail(*_: object) -> None:

@@ -6,11 +6,9 @@ from typing import Annotated
 
 import typer
 
-from catalog import Catalog, queries
+from catalog import queries
 from catalog.errors import UsageError
 from ui.cli.common import Db, messages, open_catalog, require
-
-USUAL_TAXONOMY = "function"
 
 
 class Kind(StrEnum):
@@ -45,7 +43,8 @@ def chart(
     for name in model:
         queries.require_model(catalog, name)
     if taxonomy is None:
-        taxonomy = _usual_taxonomy(catalog, model)
+        used = queries.taxonomies(catalog, *model)
+        taxonomy = queries.usual_taxonomy({row["taxonomy"]: row["heads"] for row in used})
     else:
         queries.require_taxonomy(catalog, taxonomy)
     frame = queries.head_labels(catalog, model, taxonomy).pandas()
@@ -59,11 +58,6 @@ def chart(
         )
     charts.save(drawn, output)
     messages.print(f"{output}")
-
-
-def _usual_taxonomy(catalog: Catalog, models: list[str]) -> str:
-    used = [row["taxonomy"] for row in queries.taxonomies(catalog, *models) if row["heads"]]
-    return USUAL_TAXONOMY if USUAL_TAXONOMY in used or not used else str(used[0])
 
 
 def ui(

@@ -12,7 +12,6 @@ from catalog import Catalog, HeadsError, connect, queries
 
 MAX_MODELS = 9
 
-_USUAL_TAXONOMY = "function"
 _MARKDOWN = re.compile(r"([!-/:-@\[-`{-~])")
 
 
@@ -125,7 +124,7 @@ class Page:
                 "No head in the catalog has a label yet. Bring labels with "
                 "`heads labels import FILE.csv`; `heads ingest MODEL` gives labels by rule."
             )
-        first = _USUAL_TAXONOMY if heads.get(_USUAL_TAXONOMY) else next(iter(heads))
+        first = queries.usual_taxonomy(heads)
         asked = self._asked("taxonomy", [first])[-1]
         if asked not in heads:
             st.error(plain(f"no head in the catalog has a label of the taxonomy {asked!r}"))
