@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
@@ -90,6 +92,56 @@ class Measurement:
     metric: str
     probe: str
     values: Sequence[Sequence[float | None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorMeasurement:
+    """A metric that is a list of numbers for every head: `values[layer][head]`, None: undefined."""
+
+    metric: str
+    probe: str
+    values: Sequence[Sequence[Sequence[float] | None]]
+
+
+COMPOSITIONS = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("layer", pa.int32()),
+        ("head", pa.int32()),
+        ("from_layer", pa.int32()),
+        ("from_head", pa.int32()),
+        ("value", pa.float64()),
+    ]
+)
+"""How much a head (layer, head) reads, by `query`, `key` or `value`, of what an earlier one writes."""
+
+SALIENT = pa.schema(
+    [
+        ("layer", pa.int32()),
+        ("head", pa.int32()),
+        ("token_rank", pa.int32()),
+        ("token_id", pa.int32()),
+        ("token", pa.string()),
+        ("norm", pa.float64()),
+        ("direction", pa.string()),
+        ("output_rank", pa.int32()),
+        ("output_id", pa.int32()),
+        ("output", pa.string()),
+        ("logit", pa.float64()),
+    ]
+)
+"""Tokens that a head amplifies most (rank 0 the most), each with the outputs that it is mapped to:
+`direction` is `promoted` (the largest logits) or `suppressed` (the smallest)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """All that a run has measured; tables have the schemas above."""
+
+    measurements: Sequence[Measurement] = ()
+    vectors: Sequence[VectorMeasurement] = ()
+    compositions: pa.Table | None = None
+    salient: pa.Table | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
