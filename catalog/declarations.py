@@ -113,7 +113,7 @@ COMPOSITIONS = pa.schema(
         ("value", pa.float64()),
     ]
 )
-"""How much a head (layer, head) reads, by `query`, `key` or `value`, of what an earlier one writes."""
+"""How much a head reads, by its `query`, `key` or `value`, of what an earlier head writes."""
 
 SALIENT = pa.schema(
     [

@@ -1,59 +1,236 @@
 """Where each supported architecture keeps its heads.
 
-An architecture stands here once tests/test_readers.py proves its layout: that a head's output
-computed from these matrices equals what the running model's own module gives.
+An architecture stands here once tests/test_readers.py proves its layout: that a head's output and
+its attention scores, computed from these matrices, equal what the running model's own module gives.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedConfig
+
 from catalog.errors import ModelError
 
-Fusion = Literal["separate", "gpt2", "neox", "phi3"]
+Part = Literal["query", "key", "value", "output"]
+Rows = Mapping[str, Int[Tensor, "head d_head"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How many heads of which size a model's layers have."""
+
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+
+
+RowOrder = Callable[[PreTrainedConfig, Sizes], Rows]
+
+
+def _stacked(_config: PreTrainedConfig, sizes: Sizes) -> Rows:
+    """All queries, then all keys, then all values."""
+    counts = {"query": sizes.n_heads, "key": sizes.n_kv_heads, "value": sizes.n_kv_heads}
+    rows = torch.arange(sum(counts.values()) * sizes.d_head).reshape(-1, sizes.d_head)
+    return dict(zip(counts, rows.split(list(counts.values())), strict=True))
+
+
+def _per_head(_config: PreTrainedConfig, sizes: Sizes) -> Rows:
+    """Head by head its query, key and value."""
+    rows = torch.arange(3 * sizes.n_heads * sizes.d_head).reshape(sizes.n_heads, 3, -1)
+    return {"query": rows[:, 0], "key": rows[:, 1], "value": rows[:, 2]}
+
+
+def _per_group(sizes: Sizes) -> Rows:
+    """KV head by KV head its queries, its key and its value."""
+    group = sizes.n_heads // sizes.n_kv_heads
+    shape = (sizes.n_kv_heads, group + 2, sizes.d_head)
+    rows = torch.arange(shape[0] * shape[1] * shape[2]).reshape(shape)
+    return {
+        "query": rows[:, :-2].reshape(sizes.n_heads, -1),
+        "key": rows[:, -2],
+        "value": rows[:, -1],
+    }
+
+
+def _falcon(config: PreTrainedConfig, sizes: Sizes) -> Rows:
+    if config.new_decoder_architecture:
+        return _per_group(sizes)
+    return (_stacked if config.multi_query else _per_head)(config, sizes)
+
+
+def _gpt_bigcode(config: PreTrainedConfig, sizes: Sizes) -> Rows:
+    return (_stacked if config.multi_query else _per_head)(config, sizes)
+
+
+def _codegen(_config: PreTrainedConfig, sizes: Sizes) -> Rows:
+    """Four blocks, each with the queries, then the values, then the keys of a quarter of heads."""
+    rows = torch.arange(3 * sizes.n_heads * sizes.d_head).reshape(4, 3, -1)
+    query, value, key = (rows[:, i].reshape(sizes.n_heads, -1) for i in range(3))
+    return {"query": query, "key": key, "value": value}
+
+
+def _gated(_config: PreTrainedConfig, sizes: Sizes) -> Rows:
+    """Head by head its query, then its output gate, which is no part of any circuit here."""
+    rows = torch.arange(2 * sizes.n_heads * sizes.d_head).reshape(sizes.n_heads, 2, -1)
+    return {"query": rows[:, 0], "gate": rows[:, 1]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Names of modules inside one decoder layer.
+    """Names of modules, `layers` in the model and the others inside one decoder layer.
 
-    `fusion` says how the value matrix is stored: in a module of its own; GPT-2: one transposed
-    matrix [d_model, (q | k | v)]; GPT-NeoX: one matrix [(head, q | k | v), d_model]; Phi-3: one
-    matrix [(q | k | v), d_model] with grouped keys and values.
+    `rows` says which rows of a projection belong to which head, for the parts that are not simply
+    in order of head; such parts may share one matrix.
     """
 
+    layers: str = "model.layers"
     attention: str = "self_attn"
-    fusion: Fusion = "separate"
+    query: str = "q_proj"
+    key: str = "k_proj"
     value: str = "v_proj"
     output: str = "o_proj"
-    mlp: str = "mlp"
-    mlp_norm: str = "post_attention_layernorm"
+    rows: RowOrder | None = None
+    transposed: bool = False
+    """Whether matrices are stored [input, output], as GPT-2's Conv1D does."""
+    attention_norm: tuple[str, ...] = ("input_layernorm",)
+    """The first of these that a layer has; none where the residual stream is read as it is."""
+    mlp: tuple[str, ...] = ("mlp",)
+    """Modules that are run one after the other."""
+    mlp_norm: tuple[str, ...] = ("post_attention_layernorm", "input_layernorm")
+    """As `attention_norm`. Where attention and MLP are parallel, a layer may have one norm."""
+    positions: str | None = None
+    """Learned position embeddings."""
+    first_position: int = 0
+    """The row of `positions` that stands for position 0."""
+    unit_scaling: bool = False
+    """Whether attention scores are not divided by the root of d_head."""
+    latent: bool = False
+    """Multi-head latent attention: keys and values through a normalised latent."""
+    is_observable: bool = True
+    """Whether the model calls the registered attention function, which observing needs."""
 
+    def projection(self, part: str) -> str:
+        names: dict[str, str] = {
+            "query": self.query,
+            "gate": self.query,
+            "key": self.key,
+            "value": self.value,
+            "output": self.output,
+        }
+        return names[part]
+
+
+def _fused(name: str, rows: RowOrder, **names: str) -> dict[str, object]:
+    return {"query": name, "key": name, "value": name, "rows": rows, **names}
+
+
+def _layout(base: Mapping[str, object], **options: object) -> Layout:
+    return Layout(**{**base, **options})  # type: ignore[arg-type]
+
+
+_GPT = {
+    "layers": "transformer.h",
+    "attention": "attn",
+    "output": "out_proj",
+    "attention_norm": ("ln_1",),
+    "mlp_norm": ("ln_2", "ln_1"),
+}
+_BLOOM = _fused(
+    "query_key_value",
+    _per_head,
+    layers="transformer.h",
+    attention="self_attention",
+    output="dense",
+)
+_OPT = {
+    "output": "out_proj",
+    "attention_norm": ("self_attn_layer_norm",),
+    "mlp": ("fc1", "activation_fn", "fc2"),
+    "mlp_norm": ("final_layer_norm",),
+}
 
 _LLAMA = Layout()
-_PARALLEL = Layout(mlp_norm="input_layernorm")
+_GEMMA = Layout(mlp_norm=("pre_feedforward_layernorm",))
+_POST_NORM = Layout(attention_norm=(), mlp_norm=())
+_GATED = Layout(rows=_gated, is_observable=False)
 
 LAYOUTS: dict[str, Layout] = {
-    "cohere": _PARALLEL,
+    "arcee": _LLAMA,
+    "bloom": _layout(_BLOOM, is_observable=False),
+    "codegen": _layout(_GPT, **_fused("qkv_proj", _codegen), is_observable=False),
+    "cohere": _LLAMA,
+    "cohere2": _LLAMA,
+    "deepseek_v3": Layout(latent=True),
+    "falcon": _layout(
+        _BLOOM,
+        rows=_falcon,
+        attention_norm=("ln_attn", "input_layernorm"),
+        mlp_norm=("ln_mlp", "post_attention_layernorm", "input_layernorm"),
+        is_observable=False,
+    ),
     "gemma": _LLAMA,
-    "gemma2": Layout(mlp_norm="pre_feedforward_layernorm"),
-    "gemma3_text": Layout(mlp_norm="pre_feedforward_layernorm"),
-    "gpt2": Layout(
-        attention="attn", fusion="gpt2", value="c_attn", output="c_proj", mlp_norm="ln_2"
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "gpt2": _layout(
+        _GPT,
+        **_fused("c_attn", _stacked, output="c_proj"),
+        transposed=True,
+        positions="transformer.wpe",
     ),
-    "gpt_neox": Layout(
-        attention="attention", fusion="neox", value="query_key_value", output="dense"
+    "gpt_bigcode": _layout(
+        _GPT, **_fused("c_attn", _gpt_bigcode, output="c_proj"), positions="transformer.wpe"
     ),
+    "gpt_neo": _layout(
+        _GPT,
+        attention="attn.attention",
+        positions="transformer.wpe",
+        unit_scaling=True,
+        is_observable=False,
+    ),
+    "gpt_neox": _layout(_BLOOM, layers="gpt_neox.layers", attention="attention"),
+    "gpt_oss": _LLAMA,
+    "gptj": _layout(_GPT, is_observable=False),
     "granite": _LLAMA,
+    "granitemoe": Layout(mlp=("block_sparse_moe",)),
     "llama": _LLAMA,
     "mistral": _LLAMA,
+    "mixtral": _LLAMA,
+    "mpt": _layout(
+        _GPT,
+        **_fused("Wqkv", _stacked),
+        layers="transformer.blocks",
+        attention_norm=("norm_1",),
+        mlp=("ffn",),
+        mlp_norm=("norm_2",),
+        is_observable=False,
+    ),
+    "nemotron": _LLAMA,
     "olmo": _LLAMA,
-    "phi": Layout(output="dense", mlp_norm="input_layernorm"),
-    "phi3": Layout(fusion="phi3", value="qkv_proj"),
+    "olmo2": _POST_NORM,
+    "olmo3": _POST_NORM,
+    "opt": _layout(
+        _OPT,
+        layers="model.decoder.layers",
+        positions="model.decoder.embed_positions",
+        first_position=2,
+    ),
+    "phi": Layout(output="dense"),
+    "phi3": _layout(_fused("qkv_proj", _stacked)),
     "qwen2": _LLAMA,
+    "qwen2_moe": _LLAMA,
     "qwen3": _LLAMA,
+    "qwen3_5_text": _GATED,
+    "qwen3_moe": _LLAMA,
+    "qwen3_next": _GATED,
+    "seed_oss": _LLAMA,
     "smollm3": _LLAMA,
     "stablelm": _LLAMA,
     "starcoder2": _LLAMA,
+    "xglm": _layout(_OPT, is_observable=False),
 }
 
 
@@ -72,3 +249,20 @@ def layout(architecture: str, model: str) -> Layout:
             f"supported are the decoders {SUPPORTED}"
         )
     return LAYOUTS[architecture]
+
+
+def sizes(config: PreTrainedConfig) -> Sizes:
+    """How many heads of which size; what configurations say in many words, said in one."""
+    n_heads: int = config.num_attention_heads
+    d_head: int = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+    n_kv_heads: int = getattr(config, "num_key_value_heads", None) or n_heads
+    if config.model_type == "falcon":
+        grouped = config.num_kv_heads if config.new_decoder_architecture else n_heads
+        n_kv_heads = 1 if config.multi_query and not config.new_decoder_architecture else grouped
+    if config.model_type == "gpt_bigcode":
+        n_kv_heads = 1 if config.multi_query else n_heads
+    if config.model_type == "opt":
+        n_kv_heads = n_heads
+    if hasattr(config, "v_head_dim"):
+        d_head = config.v_head_dim
+    return Sizes(n_heads=n_heads, n_kv_heads=n_kv_heads, d_head=d_head)

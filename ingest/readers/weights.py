@@ -1,85 +1,254 @@
-"""Value and output matrices of every query head, and the first layer's MLP, from a loaded model."""
+"""The matrices of every head, and what stands around them, read when they are needed."""
 
-from typing import Protocol, cast
+import copy
+from collections.abc import Sequence
+from functools import cached_property
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from ingest.readers.architectures import Layout, layout
+from catalog.errors import ModelError
+from ingest.heads import LayerHeads
+from ingest.readers.architectures import Layout, Part, layout, sizes
+from ingest.readers.tensors import LoadedTensors, Tensors
+
+PARTS: tuple[Part, ...] = ("query", "key", "value", "output")
+
+_LATENT = "multi-head latent attention: no matrix maps the residual stream to it, a norm is between"
+_NO_HEADS = "this layer has no softmax attention"
+_ROWS_AT_ONCE = 4_096
 
 
-class _Projection(Protocol):
-    weight: Tensor
+class HeadReader:
+    """What a model's weights say, one layer at a time.
 
-
-class WeightReader:
-    """The matrices that say what a head writes, as views of the model's own parameters.
-
-    Row vectors throughout: a head maps a token's embedding e to e @ W_V @ W_O, and that to logits
-    by @ W_U. Biases are not part of it, and nothing is folded or centred.
+    Everything comes in float32 on the chosen device, whatever it is stored in.
     """
 
-    def __init__(self, model: PreTrainedModel, name: str) -> None:
-        """Find the modules.
+    def __init__(
+        self,
+        tensors: Tensors,
+        model: PreTrainedModel,
+        name: str,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Find the tensors by their names; none is read.
+
+        Args:
+            tensors: Where the parameters are.
+            model: Its skeleton, or the model itself.
+            name: What the model is called in errors.
+            device: Where the matrices shall be.
 
         Raises:
             ModelError: If the architecture is not supported.
         """
-        config = model.config
-        self._layout: Layout = layout(config.model_type, name)
-        self._layers = _decoder_layers(model)
-        self.n_layers = len(self._layers)
-        self.n_heads: int = config.num_attention_heads
-        self.n_kv_heads: int = getattr(config, "num_key_value_heads", None) or self.n_heads
-        self.embedding: Float[Tensor, "vocab d_model"] = _weight(model.get_input_embeddings())
-        self.unembedding: Float[Tensor, "vocab d_model"] = _weight(model.get_output_embeddings())
+        self.config: PreTrainedConfig = model.config
+        self.device = torch.device(device)
+        self._tensors, self._model, self._name = tensors, model, name
+        self._layout: Layout = layout(self.config.model_type, name)
+        self._layers = model.get_submodule(self._layout.layers)
+        self.sizes = sizes(self.config)
+        self.n_layers: int = self.config.num_hidden_layers
+        self.d_model: int = self.config.hidden_size
+        self._require_proved_form()
+
+    @classmethod
+    def of_loaded(cls, model: PreTrainedModel, name: str) -> "HeadReader":
+        """A reader of a model that transformers has loaded; matrices are views where possible."""
+        return cls(LoadedTensors(model), model, name, device=model.device)
+
+    @property
+    def bytes_read(self) -> int:
+        return self._tensors.bytes_read
+
+    def _require_proved_form(self) -> None:
+        config = self.config
+        if config.model_type == "opt" and not config.do_layer_norm_before:
+            raise ModelError(
+                f"{self._name} is an OPT with norms after its sublayers and projected embeddings "
+                "(do_layer_norm_before=False), which is not supported; other OPT models are"
+            )
+
+    # --- heads ---
+
+    def heads(self, layer: int, parts: Sequence[Part] = PARTS) -> LayerHeads:
+        """Matrices and biases of one layer's heads.
+
+        Args:
+            layer: From 0.
+            parts: Those to read; the others stay None.
+
+        Raises:
+            ModelError: If a tensor is missing or has another shape than the configuration says.
+        """
+        matrices: dict[str, Tensor | None] = {}
+        absent: dict[str, str] = {}
+        for part in parts:
+            reason = self._reason_of_absence(layer, part)
+            if reason:
+                absent[part] = reason
+                continue
+            matrices[part], matrices[f"{part}_bias"] = self._matrices(layer, part)
+        return LayerHeads(
+            n_heads=self.sizes.n_heads,
+            n_kv_heads=self.sizes.n_kv_heads,
+            absent=absent,
+            **matrices,
+        )
+
+    def gate(self, layer: int) -> Float[Tensor, "head d_model d_head"]:
+        """The output gate that doubles some models' query projections."""
+        return self._matrices(layer, "gate")[0]
+
+    def scaling(self, layer: int) -> float:
+        """What a model multiplies query-key products with before the softmax."""
+        if self._layout.unit_scaling:
+            return 1.0
+        scaling = 1 / self.sizes.d_head**0.5
+        if getattr(self.config, "scale_attn_by_inverse_layer_idx", False):
+            scaling /= layer + 1
+        return scaling if getattr(self.config, "scale_attn_weights", True) else 1.0
+
+    def _reason_of_absence(self, layer: int, part: Part) -> str | None:
+        kinds = getattr(self.config, "layer_types", None)
+        if kinds and kinds[layer] == "linear_attention":
+            return _NO_HEADS
+        if not self._layout.latent or part == "output":
+            return None
+        if part == "query" and self.config.q_lora_rank is None:
+            return None
+        return _LATENT
+
+    def _matrices(self, layer: int, part: str) -> tuple[Tensor, Tensor | None]:
+        """A part's matrices [head, input, output], or of `output` [head, d_head, d_model]; bias."""
+        prefix = f"{self._layout.layers}.{layer}.{self._layout.attention}"
+        name = f"{prefix}.{self._layout.projection(part)}"
+        n_heads = self.sizes.n_kv_heads if part in ("key", "value") else self.sizes.n_heads
+        bias = f"{name}.bias" if f"{name}.bias" in self._tensors else None
+        if part == "output":
+            weight = self._read(f"{name}.weight")
+            columns = weight if self._layout.transposed else weight.T
+            whole = None if bias is None else self._read(bias)
+            return columns.reshape(n_heads, -1, self.d_model), whole
+        rows = self._rows.get(part)
+        weight = self._projection(f"{name}.weight", rows)
+        matrices = weight.reshape(n_heads, -1, self.d_model).transpose(1, 2)
+        if bias is None:
+            return matrices, None
+        biases = self._read(bias)
+        chosen = biases if rows is None else biases[rows.to(self.device).flatten()]
+        return matrices, chosen.reshape(n_heads, -1)
+
+    @cached_property
+    def _rows(self) -> dict[str, Int[Tensor, "head d_head"]]:
+        order = self._layout.rows
+        return {} if order is None else dict(order(self.config, self.sizes))
+
+    def _projection(self, name: str, rows: Tensor | None) -> Float[Tensor, "row d_model"]:
+        if self._layout.transposed:
+            weight = self._read(name).T
+            return weight if rows is None else weight[rows.to(self.device).flatten()]
+        return self._read(name, None if rows is None else _as_slice(rows.flatten()))
+
+    # --- what stands around the heads ---
+
+    def embedding(
+        self, rows: Int[Tensor, " token"] | None = None
+    ) -> Float[Tensor, "token d_model"]:
+        """The token embeddings, all or those of some ids."""
+        return self._read(self._embedding_name, rows)
+
+    def unembedding(self) -> Float[Tensor, "vocab d_model"]:
+        """Which direction of the residual stream means which token; in the dtype it is stored in.
+
+        Raises:
+            ModelError: If a value is NaN or infinite: no head's logits would mean anything.
+        """
+        weight = self._tensors.read(self._unembedding_name).to(self.device)
+        if not torch.isfinite(weight).all():
+            raise ModelError(
+                f"{self._name} has NaN or infinite values in {self._unembedding_name}; "
+                "the checkpoint is damaged, fetch it again"
+            )
+        return weight
+
+    def positions(self) -> Float[Tensor, "position d_model"] | None:
+        """The learned position embeddings, from position 0; None where there are none."""
+        if self._layout.positions is None:
+            return None
+        return self._read(f"{self._layout.positions}.weight")[self._layout.first_position :]
+
+    def normalised(
+        self, layer: int, x: Float[Tensor, "token d_model"]
+    ) -> Float[Tensor, "token d_model"]:
+        """What a layer's attention reads where the residual stream holds x."""
+        norm = self._first_module(layer, self._layout.attention_norm)
+        with torch.inference_mode():
+            return x if norm is None else norm(x)
 
     def first_mlp(self, x: Float[Tensor, "token d_model"]) -> Float[Tensor, "token d_model"]:
         """The first block's MLP on its own input norm, without the residual stream."""
-        block = self._layers[0]
-        # A StableLM with parallel residuals has one norm for both, and None in the other's place.
-        norm = getattr(block, self._layout.mlp_norm) or block.input_layernorm
-        return cast("Tensor", getattr(block, self._layout.mlp)(cast("nn.Module", norm)(x)))
+        norm = self._first_module(0, self._layout.mlp_norm)
+        steps = [self._module(f"{self._layout.layers}.0.{one}") for one in self._layout.mlp]
+        out = torch.empty_like(x)
+        with torch.inference_mode():
+            for start in range(0, len(x), _ROWS_AT_ONCE):
+                # Mixtures of experts want a batch dimension.
+                y = x[None, start : start + _ROWS_AT_ONCE]
+                if norm is not None:
+                    y = norm(y)
+                for step in steps:
+                    y = _run(step, y)
+                out[start : start + _ROWS_AT_ONCE] = y[0]
+        return out
 
-    def values(self, layer: int) -> Float[Tensor, "kv_head d_model d_head"]:
-        """W_V of every KV head; query head h uses that of h // (n_heads / n_kv_heads)."""
-        weight = _weight(self._module(layer, self._layout.value))
-        heads = self.n_kv_heads
-        match self._layout.fusion:
-            case "separate":
-                rows = weight
-            case "gpt2":
-                rows = weight.chunk(3, dim=1)[2].T
-            case "neox":
-                per_head = weight.reshape(self.n_heads, 3, -1, weight.shape[-1])
-                rows = per_head[:, 2].reshape(-1, weight.shape[-1])
-            case "phi3":
-                d_head = weight.shape[0] // (self.n_heads + 2 * heads)
-                rows = weight[-heads * d_head :]
-        return rows.reshape(heads, -1, rows.shape[-1]).transpose(1, 2)
+    @cached_property
+    def _embedding_name(self) -> str:
+        return self._name_of(self._model.get_input_embeddings())
 
-    def outputs(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
-        """W_O of every query head."""
-        weight = _weight(self._module(layer, self._layout.output))
-        columns = weight if self._layout.fusion == "gpt2" else weight.T
-        return columns.reshape(self.n_heads, -1, columns.shape[-1])
+    @cached_property
+    def _unembedding_name(self) -> str:
+        name = self._name_of(self._model.get_output_embeddings())
+        tied = getattr(self.config, "tie_word_embeddings", False)
+        return self._embedding_name if tied and name not in self._tensors else name
 
-    def _module(self, layer: int, name: str) -> nn.Module:
-        attention = getattr(self._layers[layer], self._layout.attention)
-        return cast("nn.Module", getattr(attention, name))
+    def _name_of(self, module: nn.Module | None) -> str:
+        names = {id(one): name for name, one in self._model.named_modules()}
+        return f"{names[id(module)]}.weight"
 
+    def _first_module(self, layer: int, names: Sequence[str]) -> nn.Module | None:
+        block = self._layers.get_submodule(str(layer))
+        for name in names:
+            if getattr(block, name, None) is not None:
+                return self._module(f"{self._layout.layers}.{layer}.{name}")
+        return None
 
-def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    decoder = model.base_model
-    for name in ("layers", "h"):
-        layers = getattr(decoder, name, None)
-        if isinstance(layers, nn.ModuleList):
-            return layers
-    raise TypeError(f"{type(decoder).__name__} keeps its layers under no name known here")
+    def _module(self, path: str) -> nn.Module:
+        """A module of the model with its parameters read."""
+        module = copy.deepcopy(self._model.get_submodule(path)).eval()
+        state = module.state_dict()
+        if {name for name, _ in module.named_buffers()} - state.keys():
+            raise TypeError(f"{path} has buffers that are in no checkpoint")
+        read = {name: self._read(f"{path}.{name}") for name in state}
+        module.load_state_dict(read, assign=True)
+        return module
+
+    def _read(self, name: str, rows: Tensor | slice | None = None) -> Tensor:
+        return self._tensors.read(name, rows).to(self.device, torch.float32)
 
 
-def _weight(module: nn.Module | None) -> Tensor:
-    if module is None:
-        raise TypeError("the model has no such module")
-    return cast("_Projection", module).weight.detach()
+def _as_slice(rows: Int[Tensor, " row"]) -> Tensor | slice:
+    """Neighbouring rows as what they are, so that no others are touched."""
+    start, end = int(rows[0]), int(rows[-1]) + 1
+    return slice(start, end) if end - start == len(rows) else rows
+
+
+def _run(module: nn.Module, x: Tensor) -> Tensor:
+    """A module's output, of those too that add the residual themselves or also return routing."""
+    takes_residual = "residual" in module.forward.__code__.co_varnames
+    out = module(x, torch.zeros_like(x)) if takes_residual else module(x)
+    return out[0] if isinstance(out, tuple) else out
