@@ -41,6 +41,8 @@ class MetricSpec:
     description: str
     source: str
     parameter: str | None = None
+    is_vector: bool = False
+    """A list of numbers for every head; a metric that becomes one needs another name."""
 
     @property
     def name(self) -> str:

@@ -10,7 +10,9 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     JSON,
+    REAL,
     BigInteger,
     DateTime,
     Double,
@@ -215,6 +217,104 @@ class ScoreHistory(Base):
     value: Mapped[float | None]
 
     __mapper_args__ = {"primary_key": [metric_id, head_id, probe_id, run_id]}  # noqa: RUF012
+
+
+class HeadVector(Base):
+    """The published lists of numbers: one row per metric, head and probe. NULL is `undefined`."""
+
+    __tablename__ = "head_vector"
+    __table_args__ = (
+        Index(
+            "uq_head_vector_metric_head_probe",
+            "metric_id",
+            "head_id",
+            "probe_id",
+            unique=True,
+            info=POSTGRESQL_ONLY,
+        ).ddl_if(dialect="postgresql"),
+    )
+
+    metric_id: Mapped[int] = mapped_column()
+    head_id: Mapped[int] = mapped_column()
+    probe_id: Mapped[int] = mapped_column()
+    run_id: Mapped[int] = mapped_column()
+    numbers: Mapped[list[float] | None] = mapped_column(ARRAY(REAL))
+
+    __mapper_args__ = {"primary_key": [metric_id, head_id, probe_id]}  # noqa: RUF012
+
+
+class Composition(Base):
+    """How much a head reads of what an earlier head of its model writes, as published."""
+
+    __tablename__ = "composition"
+    __table_args__ = (
+        Index("ix_composition_head_id", "head_id", info=POSTGRESQL_ONLY).ddl_if(
+            dialect="postgresql"
+        ),
+        Index("ix_composition_from_head_id", "from_head_id", info=POSTGRESQL_ONLY).ddl_if(
+            dialect="postgresql"
+        ),
+    )
+
+    head_id: Mapped[int] = mapped_column()
+    from_head_id: Mapped[int] = mapped_column()
+    run_id: Mapped[int] = mapped_column()
+    kind: Mapped[str] = mapped_column()
+    """`query`, `key` or `value`: which of the head's readings."""
+    value: Mapped[float]
+
+    __mapper_args__ = {"primary_key": [head_id, from_head_id, kind]}  # noqa: RUF012
+
+
+class TokenText(Base):
+    """What a token looks like, each text once: numbers are compared many times faster."""
+
+    __tablename__ = "token_text"
+    __table_args__ = (
+        Index("uq_token_text_text", "text", unique=True, info=POSTGRESQL_ONLY).ddl_if(
+            dialect="postgresql"
+        ),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    text: Mapped[str]
+
+
+class SalientOperation(Base):
+    """A token that a head amplifies, and one of the outputs that it maps it to, as published."""
+
+    __tablename__ = "salient_operation"
+    __table_args__ = (
+        Index("ix_salient_operation_head_id", "head_id", info=POSTGRESQL_ONLY).ddl_if(
+            dialect="postgresql"
+        ),
+        Index("ix_salient_operation_token_text_id", "token_text_id", info=POSTGRESQL_ONLY).ddl_if(
+            dialect="postgresql"
+        ),
+        Index("ix_salient_operation_output_text_id", "output_text_id", info=POSTGRESQL_ONLY).ddl_if(
+            dialect="postgresql"
+        ),
+    )
+
+    head_id: Mapped[int] = mapped_column()
+    run_id: Mapped[int] = mapped_column()
+    token_rank: Mapped[int] = mapped_column()
+    """0: the token that the head amplifies most."""
+    token_id: Mapped[int] = mapped_column()
+    """In the model's own vocabulary."""
+    token_text_id: Mapped[int] = mapped_column()
+    norm: Mapped[float]
+    direction: Mapped[str] = mapped_column()
+    """`promoted` or `suppressed`."""
+    output_rank: Mapped[int] = mapped_column()
+    """0: the largest logit where promoted, the smallest where suppressed."""
+    output_id: Mapped[int] = mapped_column()
+    output_text_id: Mapped[int] = mapped_column()
+    logit: Mapped[float]
+
+    __mapper_args__ = {  # noqa: RUF012
+        "primary_key": [head_id, token_rank, direction, output_rank]
+    }
 
 
 class Taxonomy(Base):

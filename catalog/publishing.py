@@ -1,12 +1,12 @@
 """The life of a run: begun, then published as a whole or failed with its reason.
 
 Nothing that a reader sees changes before `publish` commits. The replaced run's scores move to
-`score_history` in that same transaction, so readers see one run or the other, never a mixture.
+`score_history` in that same transaction, and its other results are deleted in it, so readers see
+one run or the other, never a mixture.
 """
 
-import math
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -16,30 +16,35 @@ import pyarrow as pa
 from sqlalchemy import Select, and_, delete, insert, select, text, update
 from sqlalchemy.orm import Session
 
-from catalog import bulk
+from catalog import bulk, texts
 from catalog.database import Database
 from catalog.declarations import (
-    Measurement,
     MetricSpec,
     ModelSpec,
     ProbeSpec,
+    Results,
     Rule,
     RunSpec,
     TaxonomySpec,
 )
 from catalog.errors import ModelError, UsageError
 from catalog.orm import (
+    Base,
+    Composition,
     Head,
+    HeadVector,
     Metric,
     Model,
     Probe,
     Relation,
     Run,
     RunProbe,
+    SalientOperation,
     Score,
     ScoreHistory,
     table,
 )
+from catalog.rows import Keys, composition_rows, salient_rows, score_rows, vector_rows
 from catalog.rules import apply_rules, declare
 
 CLASSIFY = "classify"
@@ -102,26 +107,31 @@ def begin(database: Database, spec: RunSpec) -> int:
 def publish(
     database: Database,
     run_id: int,
-    measurements: Sequence[Measurement],
+    results: Results,
     *,
     metrics: Sequence[MetricSpec],
     taxonomies: Sequence[TaxonomySpec] = (),
     notes: Mapping[str, Any] | None = None,
     peak_memory: int | None = None,
 ) -> None:
-    """Make a run's scores, and the labels that follow from them, visible together.
+    """Make a run's results, and the labels that follow from its scores, visible together.
+
+    They take the place of those of the run before, of the same model name, suite and probe. Of
+    that run the scores stay in the history; its vectors, compositions and salient operations go.
 
     Args:
         database: Where the run was begun.
         run_id: A run with status `running`.
-        measurements: Every metric on every probe of the run.
+        results: Every metric on every probe of the run; compositions and salient operations only
+            of a run on one probe.
         metrics: The declarations of what was measured, which readers see from now on.
         taxonomies: Those whose rules are applied to the model's published scores afterwards.
         notes: What was skipped and why.
         peak_memory: Bytes.
 
     Raises:
-        ValueError: If the run is not running, a value is NaN or infinite, or a shape is wrong.
+        ValueError: If the run is not running, or a result is not what it is declared to be: a
+            value NaN or infinite, a shape wrong, a head not the model's. Nothing changes then.
     """
     # What took hours to measure is worth more patience than a question is.
     patience = max(database.lock_timeout, PUBLISHING_PATIENCE)
@@ -131,14 +141,13 @@ def publish(
         if run.status != "running":
             raise ValueError(f"run {run_id} cannot be published: it has {run.status} already")
         _update_metrics(session, metrics)
-        heads = _head_ids(session, model)
-        _archive_replaced(session, run, model)
+        rows = _rows(results, _keys(session, run, model, metrics))
+        _withdraw_replaced(session, run, model)
         session.flush()
-        bulk.insert(
-            session.connection(),
-            table(Score),
-            _score_rows(session, run_id, model, heads, measurements),
-        )
+        connection = session.connection()
+        for entity, found in rows.items():
+            texts_in = [name for name in ("token", "output") if name in found.column_names]
+            bulk.insert(connection, table(entity), texts.with_ids(connection, found, texts_in))
         _make_current(session, model)
         finished = datetime.now(UTC)
         run.status, run.finished_at = "succeeded", finished
@@ -274,20 +283,28 @@ def _update_metrics(session: Session, specs: Sequence[MetricSpec]) -> None:
     """Let the declared facts stand beside the scores that they describe."""
     known = {metric.name: metric for metric in session.scalars(select(Metric))}
     for spec in specs:
-        for field, value in vars(spec).items():
+        for field, value in _facts(spec).items():
             setattr(known[spec.name], field, value)
 
 
+def _facts(spec: MetricSpec) -> dict[str, Any]:
+    """A metric's columns; whether it is a list shows in which table it has rows."""
+    return {field: value for field, value in vars(spec).items() if field != "is_vector"}
+
+
 def _register_metrics(session: Session, specs: Sequence[MetricSpec]) -> None:
-    """Give new metrics a row, and on PostgreSQL a partition; nobody sees either before scores."""
+    """Give new metrics a row, and on PostgreSQL a partition of `score` where they are numbers.
+
+    Nobody sees either before there are scores.
+    """
     known = set(session.scalars(select(Metric.name)))
     for spec in specs:
         if spec.name in known:
             continue
-        metric = Metric(**vars(spec), name=spec.name)
+        metric = Metric(**_facts(spec), name=spec.name)
         session.add(metric)
         session.flush()
-        if session.get_bind().dialect.name == "postgresql":
+        if session.get_bind().dialect.name == "postgresql" and not spec.is_vector:
             session.execute(
                 text(
                     f"CREATE TABLE score_metric_{metric.id} "
@@ -326,18 +343,19 @@ def head_rows(model: ModelSpec | Model, model_id: int) -> list[dict[str, int | N
     ]
 
 
-def _head_ids(session: Session, model: Model) -> dict[tuple[int, int], int]:
-    chosen = select(Head.layer, Head.head, Head.id).where(Head.model_id == model.id)
+def _head_ids(session: Session, model: Model) -> pa.Array:
+    chosen = select(Head.id).where(Head.model_id == model.id).order_by(Head.layer, Head.head)
     if session.execute(chosen.limit(1)).first() is None:
         session.execute(insert(Head), head_rows(model, model.id))
-    return {(layer, head): head_id for layer, head, head_id in session.execute(chosen)}
+    return pa.array(session.scalars(chosen), pa.int32())
 
 
-def _archive_replaced(session: Session, run: Run, model: Model) -> None:
-    """Move to the history what this run's model, suite and probe names had published.
+def _withdraw_replaced(session: Session, run: Run, model: Model) -> None:
+    """Take from readers what this run's model, suite and probe names had published.
 
     Of the model in any revision: readers know it by its name, and see for each suite and probe
-    the newest run.
+    the newest run. Scores go to the history; vectors, compositions and salient operations, which
+    are many times larger, go for good.
     """
     names = select(Probe.name).join(RunProbe).where(RunProbe.run_id == run.id)
     replaced = session.execute(
@@ -357,19 +375,27 @@ def _archive_replaced(session: Session, run: Run, model: Model) -> None:
     for old_run, probe in replaced:
         # Metric and head narrow the rows to one partition range: neither database has an index
         # on run_id, which would cost every write for the sake of this one query.
-        chosen = and_(
-            Score.metric_id.in_(of_suite),
-            Score.head_id.in_(of_model),
-            Score.run_id == old_run,
-            Score.probe_id == probe,
+        scores, vectors = (
+            and_(
+                entity.metric_id.in_(of_suite),
+                entity.head_id.in_(of_model),
+                entity.run_id == old_run,
+                entity.probe_id == probe,
+            )
+            for entity in (Score, HeadVector)
         )
         columns = [column.name for column in table(Score).columns]
         session.execute(
             insert(ScoreHistory).from_select(
-                columns, select(*(table(Score).c[name] for name in columns)).where(chosen)
+                columns, select(*(table(Score).c[name] for name in columns)).where(scores)
             )
         )
-        session.execute(delete(Score).where(chosen))
+        session.execute(delete(Score).where(scores))
+        session.execute(delete(HeadVector).where(vectors))
+        for entity in (Composition, SalientOperation):
+            session.execute(
+                delete(entity).where(entity.head_id.in_(of_model), entity.run_id == old_run)
+            )
         session.execute(
             update(RunProbe)
             .where(RunProbe.run_id == old_run, RunProbe.probe_id == probe)
@@ -377,49 +403,36 @@ def _archive_replaced(session: Session, run: Run, model: Model) -> None:
         )
 
 
-def _score_rows(
-    session: Session,
-    run_id: int,
-    model: Model,
-    heads: Mapping[tuple[int, int], int],
-    measurements: Sequence[Measurement],
-) -> pa.Table:
+def _keys(session: Session, run: Run, model: Model, specs: Sequence[MetricSpec]) -> Keys:
     metrics = {name: key for name, key in session.execute(select(Metric.name, Metric.id))}  # noqa: C416
-    of_run = select(Probe.name, Probe.id).join(RunProbe).where(RunProbe.run_id == run_id)
-    probes = {name: key for name, key in session.execute(of_run)}  # noqa: C416
-    columns: dict[str, list[Any]] = {"metric_id": [], "head_id": [], "probe_id": [], "value": []}
-    # In order of metric, then head: DuckDB's zone maps then find one metric without an index.
-    for one in sorted(measurements, key=lambda one: metrics[one.metric]):
-        values = list(_checked(one, model))
-        columns["metric_id"] += [metrics[one.metric]] * len(values)
-        columns["head_id"] += [heads[place] for place, _ in values]
-        columns["probe_id"] += [probes[one.probe]] * len(values)
-        columns["value"] += [value for _, value in values]
-    columns["run_id"] = [run_id] * len(columns["value"])
-    integer, double = pa.int32(), pa.float64()
-    return pa.table(
-        {
-            name: pa.array(column, type=double if name == "value" else integer)
-            for name, column in columns.items()
-        }
+    of_run = select(Probe.name, Probe.id).join(RunProbe).where(RunProbe.run_id == run.id)
+    return Keys(
+        run_id=run.id,
+        n_layers=model.n_layers,
+        n_heads=model.n_heads,
+        heads=_head_ids(session, model),
+        scores={spec.name: metrics[spec.name] for spec in specs if not spec.is_vector},
+        vectors={spec.name: metrics[spec.name] for spec in specs if spec.is_vector},
+        probes={name: key for name, key in session.execute(of_run)},  # noqa: C416
     )
 
 
-def _checked(one: Measurement, model: Model) -> Iterator[tuple[tuple[int, int], float | None]]:
-    shape = (len(one.values), {len(row) for row in one.values})
-    if shape != (model.n_layers, {model.n_heads}):
+def _rows(results: Results, keys: Keys) -> dict[type[Base], pa.Table]:
+    found: dict[type[Base], pa.Table] = {
+        Score: score_rows(results.measurements, keys),
+        HeadVector: vector_rows(results.vectors, keys),
+    }
+    if results.compositions is not None:
+        found[Composition] = composition_rows(results.compositions, keys)
+    if results.salient is not None:
+        found[SalientOperation] = salient_rows(results.salient, keys)
+    # Rows of details name no probe: replacing one of several could not tell which of them goes.
+    if {Composition, SalientOperation} & found.keys() and len(keys.probes) != 1:
         raise ValueError(
-            f"{one.metric} on {one.probe}: expected {model.n_layers} layers of {model.n_heads} "
-            f"heads, got {shape[0]} of {sorted(shape[1])}"
+            "compositions and salient operations need a run on one probe, "
+            f"and this one has {', '.join(keys.probes)}"
         )
-    for layer, row in enumerate(one.values):
-        for head, value in enumerate(row):
-            if value is not None and not math.isfinite(value):
-                raise ValueError(
-                    f"{one.metric} on {one.probe} is {value} for L{layer}H{head}; "
-                    "an undefined score must be None"
-                )
-            yield (layer, head), value
+    return found
 
 
 def _make_current(session: Session, model: Model) -> None:

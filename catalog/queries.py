@@ -5,11 +5,16 @@ Texts are ordered by the database, hence by its collation: sort in Python where 
 
 import difflib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from catalog.catalog import Catalog
 from catalog.errors import UsageError
 from catalog.sql import Result
+from catalog.texts import stored
+
+MAX_ROWS = 1_000_000
+"""What may be asked for at once, where a number of rows is asked for."""
 
 USUAL_TAXONOMY = "function"
 USUAL_PROBES = ("shipped", "plain", "random_repeat")
@@ -50,6 +55,20 @@ def require_model(catalog: Catalog, name: str) -> dict[str, Any]:
             "`heads models` lists what it has"
         )
     return rows[name]
+
+
+def require_head(catalog: Catalog, model: str, layer: int, head: int) -> None:
+    """See that a model has such a head.
+
+    Raises:
+        UsageError: If there is no such model or no such head; it says which there are.
+    """
+    facts = require_model(catalog, model)
+    if not (0 <= layer < facts["n_layers"] and 0 <= head < facts["n_heads"]):
+        raise UsageError(
+            f"{model} has {facts['n_layers']} layers of {facts['n_heads']} heads, "
+            f"counted from 0, and no L{layer}H{head}"
+        )
 
 
 def require_taxonomy(catalog: Catalog, name: str) -> None:
@@ -227,12 +246,18 @@ def probes_of(catalog: Catalog, metric: str) -> list[str]:
     """The probes on which a metric is published; first the one that is meant by default.
 
     Raises:
-        UsageError: If the metric is not in the catalog; names near ones.
+        UsageError: If the metric is not in the catalog, or is no score; names near ones.
     """
     rows = catalog.sql("SELECT DISTINCT probe FROM scores WHERE metric = :metric", metric=metric)
     found = [row["probe"] for row in rows]
     if not found:
-        known = [row["metric"] for row in catalog.sql("SELECT metric FROM metrics")]
+        is_vector = {row["metric"]: row["is_vector"] for row in metrics(catalog)}
+        if is_vector.get(metric):
+            raise UsageError(
+                f"{metric} is a list of numbers for every head, and no score; "
+                "the view `vectors` has it"
+            )
+        known = [name for name, listed in is_vector.items() if not listed]
         raise UsageError(
             f"the catalog has no scores of {metric!r}{_suggestion(metric, known)}; "
             "`heads metrics` lists what it has"
@@ -251,9 +276,13 @@ def top(
         metric: As the view `metrics` names it.
         probe: On which probe.
         model: Only heads of this model; all where None.
-        limit: How many.
+        limit: How many, 1 to `MAX_ROWS`.
         lowest: The smallest first.
+
+    Raises:
+        UsageError: If the limit is out of its range.
     """
+    _require_limit(limit)
     of_model = "AND s.model = :model" if model else ""
     parameters = {"metric": metric, "probe": probe, "limit": limit}
     return catalog.sql(
@@ -268,6 +297,177 @@ def top(
         **parameters,
         **({"model": model} if model else {}),
     )
+
+
+def salient(catalog: Catalog, model: str, layer: int, head: int) -> Result:
+    """The tokens that a head amplifies most, each with the outputs that it is mapped to.
+
+    Returns:
+        token_rank (0: amplified most), token, norm, direction (`promoted` or `suppressed`),
+        output_rank (0: the largest logit, or the smallest where suppressed), output, logit; in
+        that order.
+
+    Raises:
+        UsageError: If there is no such head, or the model's have not been measured.
+    """
+    require_head(catalog, model, layer, head)
+    found = catalog.sql(
+        """
+        SELECT token_rank, token, norm, direction, output_rank, output, logit
+        FROM salient_operations
+        WHERE model = :model AND layer = :layer AND head = :head
+        ORDER BY token_rank, direction, output_rank
+        """,
+        model=model,
+        layer=layer,
+        head=head,
+    )
+    if not found:
+        _require_measured(catalog, "salient_operations", "salient", model)
+    return found
+
+
+def writing(
+    catalog: Catalog,
+    output: str,
+    *,
+    model: str | None = None,
+    suppressed: bool = False,
+    limit: int = 20,
+) -> Result:
+    """The heads that promote a token, those first that rank it best among their outputs.
+
+    Args:
+        catalog: The catalog.
+        output: The token's text, with the space before it where it has one.
+        model: Only heads of this model; all where None.
+        suppressed: The heads that suppress it instead.
+        limit: How many, 1 to `MAX_ROWS`.
+
+    Returns:
+        model, layer, head, name, output_rank, token, token_rank, norm, logit, tokens. tokens
+        counts the head's salient tokens that it maps to this output; token to logit are of the one
+        that ranks it best.
+
+    Raises:
+        UsageError: If there are none; it says why, and names the text with or without a space
+            before it where there are some for that.
+    """
+    _require_limit(limit)
+    direction = "suppressed" if suppressed else "promoted"
+    query = f"""
+        SELECT model, layer, head, 'L' || layer || 'H' || head AS name, output_rank, token,
+               token_rank, norm, logit, tokens
+        FROM (
+            SELECT o.*, row_number() OVER (
+                       PARTITION BY model, layer, head ORDER BY output_rank, token_rank
+                   ) AS place,
+                   count(*) OVER (PARTITION BY model, layer, head) AS tokens
+            FROM salient_operations o
+            WHERE output = :text AND direction = '{direction}' {_of_model(model)}
+        ) AS found
+        WHERE place = 1
+        ORDER BY output_rank, token_rank, logit {"ASC" if suppressed else "DESC"},
+                 model, layer, head
+        LIMIT :limit
+    """  # noqa: S608 - only fixed words are put in
+    verb = "suppresses" if suppressed else "promotes"
+    return _by_text(catalog, query, output, model=model, limit=limit, verb=verb)
+
+
+def reading(catalog: Catalog, token: str, *, model: str | None = None, limit: int = 20) -> Result:
+    """The heads that amplify a token, those first that amplify it before others.
+
+    Args:
+        catalog: The catalog.
+        token: Its text, with the space before it where it has one.
+        model: Only heads of this model; all where None.
+        limit: How many, 1 to `MAX_ROWS`.
+
+    Returns:
+        model, layer, head, name, token_rank, norm, output, logit; output is what the head promotes
+        most for the token.
+
+    Raises:
+        UsageError: If there are none; as `writing`.
+    """
+    _require_limit(limit)
+    query = f"""
+        SELECT model, layer, head, 'L' || layer || 'H' || head AS name, token_rank, norm, output,
+               logit
+        FROM salient_operations
+        WHERE token = :text AND direction = 'promoted' AND output_rank = 0 {_of_model(model)}
+        ORDER BY token_rank, norm DESC, model, layer, head
+        LIMIT :limit
+    """  # noqa: S608 - only fixed words are put in
+    return _by_text(catalog, query, token, model=model, limit=limit, verb="amplifies")
+
+
+def compositions(catalog: Catalog, model: str, layer: int, head: int) -> Result:
+    """What a head reads of earlier heads' outputs, and what later heads read of its own.
+
+    Returns:
+        link (`reads` or `feeds`), kind (`query`, `key` or `value`, of the later head), layer,
+        head, name (of the other head), value; what it reads first, and the largest values. Each
+        head's few strongest readings are kept, so `feeds` has only what is among a later head's.
+
+    Raises:
+        UsageError: If there is no such head, or the model's have not been measured.
+    """
+    require_head(catalog, model, layer, head)
+    found = catalog.sql(
+        """
+        SELECT 'reads' AS link, kind, from_layer AS layer, from_head AS head,
+               'L' || from_layer || 'H' || from_head AS name, value
+        FROM compositions
+        WHERE model = :model AND layer = :layer AND head = :head
+        UNION ALL
+        SELECT 'feeds', kind, layer, head, 'L' || layer || 'H' || head, value
+        FROM compositions
+        WHERE model = :model AND from_layer = :layer AND from_head = :head
+        ORDER BY link DESC, value DESC, layer, head, kind
+        """,
+        model=model,
+        layer=layer,
+        head=head,
+    )
+    if not found:
+        _require_measured(catalog, "compositions", "weights", model)
+    return found
+
+
+def _by_text(
+    catalog: Catalog, query: str, text: str, *, model: str | None, limit: int, verb: str
+) -> Result:
+    if model is not None:
+        require_model(catalog, model)
+    ask = partial(catalog.sql, query, limit=limit, **({"model": model} if model else {}))
+    found = ask(text=stored(text))
+    if found:
+        return found
+    _require_measured(catalog, "salient_operations", "salient", model)
+    other, differs = (text[1:], "without") if text.startswith(" ") else (f" {text}", "with")
+    hint = f"; did you mean {other!r}, {differs} a space before it?" if ask(text=other) else ""
+    raise UsageError(f"no head{f' of {model}' if model else ''} {verb} {text!r}{hint}")
+
+
+def _require_measured(catalog: Catalog, view: str, suite: str, model: str | None) -> None:
+    """See that a view has rows of the model, or any where that is None."""
+    condition, parameters = ("WHERE model = :model", {"model": model}) if model else ("", {})
+    if not catalog.sql(f"SELECT 1 FROM {view} {condition} LIMIT 1", **parameters):  # noqa: S608 - fixed words
+        raise UsageError(
+            f"{model or 'the catalog'} has nothing in the view `{view}`; "
+            f"`heads ingest MODEL --suite {suite}` fills it"
+        )
+
+
+def _of_model(model: str | None) -> str:
+    return "" if model is None else "AND model = :model"
+
+
+def _require_limit(limit: int) -> None:
+    if not 1 <= limit <= MAX_ROWS:
+        raise UsageError(f"{limit} rows cannot be asked for; expected 1 to {MAX_ROWS:,}")
 
 
 def _bound(models: Sequence[str]) -> tuple[str, dict[str, str]]:

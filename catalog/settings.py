@@ -1,5 +1,8 @@
 """The one settings object: environment variables with the prefix `HEADS_`."""
 
+from pathlib import Path
+
+import platformdirs
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -21,6 +24,9 @@ class Settings(BaseSettings):
 
     To publish what has been measured, writers wait for ten minutes at least.
     """
+
+    work_dir: Path = platformdirs.user_cache_path("head-catalog")
+    """Where unfinished runs keep their layers, and GGUF files their dequantised weights."""
 
 
 def load_settings() -> Settings:

@@ -28,6 +28,8 @@ _ARROW_TYPES = {
     23: pa.int32(),
     700: pa.float32(),
     701: pa.float64(),
+    1021: pa.list_(pa.float32()),
+    1022: pa.list_(pa.float64()),
     1082: pa.date32(),
     1114: pa.timestamp("us"),
     1184: pa.timestamp("us", tz="UTC"),

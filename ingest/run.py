@@ -20,19 +20,21 @@ from transformers import PreTrainedConfig
 
 from catalog import Catalog, publishing
 from catalog.declarations import RunSpec
-from catalog.errors import HeadsError, UsageError
+from catalog.errors import HeadsError, ModelError, UsageError
 from ingest.classify import TAXONOMIES
 from ingest.probes.sequences import Vocabulary
 from ingest.progress import Progress, Silence
 from ingest.readers import loading
-from ingest.readers.loading import LoadedModel
 from ingest.readers.source import resolve
-from ingest.suites import SUITES, Inputs, Plan
+from ingest.streaming import Workroom
+from ingest.suites import SUITES, Inputs, OpenModel, Plan
 
 # Of Linux: what the process uses, and how to begin a new peak (man 5 proc).
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
+_SHOWN = 8
+"""Undefined heads that are told one by one."""
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
@@ -41,7 +43,8 @@ class IngestRequest:
     """What to measure on which model, and how."""
 
     model: str
-    suites: tuple[str, ...] = tuple(SUITES)
+    suites: tuple[str, ...] = ()
+    """None: all that can be measured on this model."""
     name: str | None = None
     revision: str | None = None
     device: str = "auto"
@@ -107,7 +110,7 @@ def ingest(
     )
     todo = []
     outcomes = []
-    for plan in _plans(config, vocabulary, request):
+    for plan in _plans(config, vocabulary, request, progress):
         if not plan.probes:
             progress.note(f"{plan.suite}: this tokenizer can use nothing of what is shipped")
             continue
@@ -121,27 +124,40 @@ def ingest(
             outcomes.append(
                 Outcome(model=source.name, suite=plan.suite, run_ids=runs, is_new=False)
             )
-    if todo:
-        loaded = loading.load(prepared, device=device, dtype=dtype, on_progress=progress.stage)
-        outcomes += [
-            _run(catalog, loaded, plan, keys, dtype=dtype, progress=progress) for plan, keys in todo
-        ]
+    model = OpenModel(prepared=prepared, device=device, dtype=dtype, progress=progress)
+    outcomes += [
+        _run(catalog, model, plan, keys, force=request.force, progress=progress)
+        for plan, keys in todo
+    ]
     return outcomes
 
 
-def _plans(config: PreTrainedConfig, vocabulary: Vocabulary, request: IngestRequest) -> list[Plan]:
+def _plans(
+    config: PreTrainedConfig, vocabulary: Vocabulary, request: IngestRequest, progress: Progress
+) -> list[Plan]:
     inputs = Inputs(
         relations=Path(request.relations) if request.relations else None,
         probe=Path(request.probe) if request.probe else None,
         only=request.only,
         first_mlp=request.first_mlp,
     )
-    plans = [SUITES[suite](config, vocabulary, inputs) for suite in request.suites]
-    if not any(plans):
+    plans = []
+    for suite in request.suites or tuple(SUITES):
+        try:
+            plan = SUITES[suite](config, vocabulary, inputs)
+        except ModelError as error:
+            if request.suites:
+                raise
+            progress.note(str(error))
+            continue
+        if plan is not None:
+            plans.append(plan)
+    if not plans:
         raise UsageError(
-            f"nothing to measure: --only was given without an input for {', '.join(request.suites)}"
+            "nothing to measure: --only was given without an input for "
+            f"{', '.join(request.suites or SUITES)}"
         )
-    return [plan for plan in plans if plan is not None]
+    return plans
 
 
 def _keys(plan: Plan, revision: str, dtype: str) -> dict[str, str]:
@@ -166,40 +182,46 @@ def _keys(plan: Plan, revision: str, dtype: str) -> dict[str, str]:
 
 def _run(
     catalog: Catalog,
-    loaded: LoadedModel,
+    model: OpenModel,
     plan: Plan,
     keys: Mapping[str, str],
     *,
-    dtype: str,
+    force: bool,
     progress: Progress,
 ) -> Outcome:
     names = list(keys)
     metrics, notes = plan.metrics(names), plan.notes(names)
-    _forget_peak_memory(loaded)
+    room = Workroom(hashlib.sha256("".join(sorted(keys.values())).encode()).hexdigest())
+    if force:
+        room.clear()
+    _forget_peak_memory(model.device)
+    plan.open(model)
     run_id = publishing.begin(
         catalog.database,
         RunSpec(
-            model=loading.model_spec(loaded),
+            model=model.prepared.spec,
             suite=plan.suite,
             metrics=metrics,
             keyed_probes={key: plan.probes[name] for name, key in keys.items()},
             params=plan.params(names) | {"probes": _provenance(plan, names)},
             versions=_versions() | {"metrics": {m.family: m.version for m in metrics}},
-            device=_device_name(loaded),
-            dtype=dtype,
+            device=_device_name(model.device),
+            dtype=model.dtype,
         ),
     )
     try:
-        measurements = plan.measure(loaded, names, progress)
+        measured = plan.measure(model, names, room, progress)
+        if measured.undefined:
+            notes = notes | {"undefined": dict(measured.undefined)}
         progress.stage(f"publishing {plan.suite}")
         publishing.publish(
             catalog.database,
             run_id,
-            measurements,
+            measured.results,
             metrics=metrics,
             taxonomies=list(TAXONOMIES.values()),
             notes=notes,
-            peak_memory=_peak_memory(loaded),
+            peak_memory=_peak_memory(model.device),
         )
     except BaseException as error:
         reason = f"{type(error).__name__}: {error or 'interrupted'}"
@@ -207,9 +229,10 @@ def _run(
         with contextlib.suppress(HeadsError, DBAPIError):
             publishing.fail(catalog.database, run_id, reason)
         raise
+    room.clear()
     for text in _told(notes):
         progress.note(text)
-    return Outcome(model=loaded.source.name, suite=plan.suite, run_ids=(run_id,), is_new=True)
+    return Outcome(model=model.name, suite=plan.suite, run_ids=(run_id,), is_new=True)
 
 
 def _provenance(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
@@ -230,6 +253,12 @@ def _told(notes: Mapping[str, Any]) -> Sequence[str]:
         f"{', '.join(what)} of probe {name} are not measured by this release"
         for name, what in notes.get("not_measured", {}).items()
     ]
+    undefined = notes.get("undefined", {})
+    told += [
+        f"{place} has no score: {reason}" for place, reason in list(undefined.items())[:_SHOWN]
+    ]
+    if len(undefined) > _SHOWN:
+        told.append(f"and {len(undefined) - _SHOWN} more, all in the run's notes")
     return told
 
 
@@ -260,25 +289,27 @@ def _commit() -> str | None:
     return described.stdout.strip()
 
 
-def _device_name(loaded: LoadedModel) -> str:
-    if loaded.device.type == "cuda":
-        return f"{loaded.device} ({torch.cuda.get_device_name(loaded.device)})"
-    return str(loaded.device)
+def _device_name(device: str) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if _is_cuda(device) else device
 
 
-def _forget_peak_memory(loaded: LoadedModel) -> None:
+def _is_cuda(device: str) -> bool:
+    return device.startswith("cuda")
+
+
+def _forget_peak_memory(device: str) -> None:
     """Let a run's peak be its own, not that of what the process did before."""
-    if loaded.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(loaded.device)
+    if _is_cuda(device):
+        torch.cuda.reset_peak_memory_stats(device)
     else:
         with contextlib.suppress(OSError):
             _CLEAR_REFS.write_text(_RESET_PEAK)
 
 
-def _peak_memory(loaded: LoadedModel) -> int | None:
+def _peak_memory(device: str) -> int | None:
     """Bytes, of the device where it has its own memory, else of the process."""
-    if loaded.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(loaded.device)
+    if _is_cuda(device):
+        return torch.cuda.max_memory_allocated(device)
     if not _STATUS.exists():
         return None
     peak = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))

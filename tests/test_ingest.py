@@ -125,7 +125,9 @@ def test_shipped_probes_with_and_without_bos(empty_catalog: Catalog, tmp_path: P
     assert differ > 0.001
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "gemma2", "gpt_neox", "phi", "phi3", "qwen3"])
+@pytest.mark.parametrize(
+    "architecture", ["bloom", "falcon", "gpt2", "gemma2", "gpt_neox", "mixtral", "phi3", "qwen3"]
+)
 def test_relation_scores_equal_the_dense_method(
     architecture: str, duckdb_url: str, tmp_path: Path, relations: Path
 ) -> None:
@@ -133,21 +135,22 @@ def test_relation_scores_equal_the_dense_method(
     folder = tiny.save(tmp_path / architecture, architecture, seed=5)
     one = catalog.connect(duckdb_url, create=True)
     ingest(one, request(folder, relations))
-    from ingest.readers.weights import WeightReader
+    from ingest.readers.weights import HeadReader
 
     model = AutoModelForCausalLM.from_pretrained(folder)
-    reader = WeightReader(model, architecture)
+    reader = HeadReader.of_loaded(model, architecture)
     pairs = json.loads((relations / "successor.json").read_text())
     source, target = (torch.tensor([int(pair[i][1:]) for pair in pairs]) for i in (0, 1))
     with torch.no_grad():
-        embedded = reader.embedding[source]
+        embedded = reader.embedding(source)
         later = reader.first_mlp(embedded).double()
-        unembedding = reader.unembedding.double()
+        unembedding = reader.unembedding().double()
         for layer in range(3):
             x = embedded.double() if layer == 0 else later
+            heads = reader.heads(layer)
             for head in range(6):
-                kv_head = head // (6 // reader.n_kv_heads)
-                w_vo = reader.values(layer)[kv_head].double() @ reader.outputs(layer)[head].double()
+                value, output = heads.part("value")[heads.kv_head(head)], heads.part("output")[head]
+                w_vo = value.double() @ output.double()
                 logits = x @ w_vo @ unembedding.T
                 own = logits.gather(1, target[:, None])
                 rank, low = (logits > own).sum(1), (logits < own).sum(1)
@@ -331,13 +334,11 @@ def _no_config(folder: Path) -> None:
 
 
 def _encoder(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+    _configure(folder, model_type="bert")
 
 
 def _unknown_architecture(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "frobnicator"}))
+    _configure(folder, model_type="frobnicator")
 
 
 def _pickle_only(folder: Path) -> None:
@@ -369,6 +370,34 @@ def _wrong_shape(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def _float8(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.1.self_attn.v_proj.weight"
+    weights[name] = weights[name].to(torch.float8_e4m3fn)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _four_bit(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    packed = weights.pop("model.layers.0.self_attn.q_proj.weight").to(torch.int32)
+    weights["model.layers.0.self_attn.q_proj.qweight"] = packed
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    _configure(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+
+
+def _larger_tokenizer(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        weights[name] = weights[name][:200].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    _configure(folder, vocab_size=200)
+
+
+def _configure(folder: Path, **facts: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | facts))
+
+
 def _absent_shard(folder: Path) -> None:
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -378,14 +407,16 @@ def _absent_shard(folder: Path) -> None:
     ("spoil", "reason"),
     [
         (_no_config, r"tiny-llama is no model: it has no config\.json"),
-        (_encoder, "'bert', which is not supported; supported are the decoders cohere, gemma"),
+        (_encoder, "'bert', which is not supported; supported are the decoders arcee, bloom"),
         (_unknown_architecture, "frobnicator"),
         (lambda f: _truncate(f / "model.safetensors"), r"model\.safetensors is truncated"),
         (_pickle_only, r"pickled weights only \(pytorch_model\.bin\).*--allow-pickle"),
-        (_nan, r"1 NaN or infinite values in model\.layers\.1\.self_attn\.v_proj\.weight"),
         (_no_tokenizer, "tiny-llama has no tokenizer"),
-        (_missing_tensor, r"tiny-llama lacks the tensor lm_head\.weight and 1 more"),
-        (_wrong_shape, "weights of tiny-llama cannot be loaded"),
+        (_missing_tensor, r"tiny-llama lacks the tensor lm_head\.weight"),
+        (_wrong_shape, r"v_proj\.weight with shape \[3, 3\], and its config\.json says \[30, 48\]"),
+        (_float8, r"v_proj\.weight as F8_E4M3, packed or scaled numbers"),
+        (_four_bit, r"is quantised \(gptq\) and holds no plain model\.layers\.0\.self_attn\.q"),
+        (_larger_tokenizer, "the tokenizer of tiny-llama has 211 tokens, and the embedding 200"),
         (_absent_shard, "names model-00001-of-00002.safetensors, which is not there"),
         (lambda f: (f / "config.json").write_text("{"), "not readable as JSON"),
     ],
@@ -406,6 +437,67 @@ def test_a_bad_checkpoint_changes_nothing(
         ingest(empty_catalog, request(checkpoint, relations))
     assert "\n" not in str(caught.value)
     assert snapshot(empty_catalog) == before
+
+
+def test_a_damaged_head_is_undefined_with_its_reason_and_the_others_are_not(
+    empty_catalog: Catalog, checkpoint: Path, relations: Path, tmp_path: Path
+) -> None:
+    """NaN in KV head 0 of layer 1, which query heads 0 and 1 share."""
+    whole = catalog.connect(f"duckdb:///{tmp_path / 'whole.duckdb'}", create=True)
+    ingest(whole, request(checkpoint, relations, name="m"))
+    _nan(checkpoint)
+    notes = Notes()
+    ingest(empty_catalog, request(checkpoint, relations, name="m"), notes)
+    reason = "NaN or infinite values in its value weights"
+    assert f"L1H0 has no score: {reason}" in notes.noted
+    query = "SELECT layer, head, metric, value FROM scores ORDER BY metric, layer, head"
+    expected = [
+        row | {"value": None} if (row["layer"], row["head"]) in {(1, 0), (1, 1)} else row
+        for row in whole.sql(query)
+    ]
+    assert empty_catalog.sql(query).rows() == expected
+    run = empty_catalog.sql("SELECT status, notes FROM runs").rows()[0]
+    assert run["status"] == "succeeded"
+    assert json.loads(run["notes"])["undefined"] == {"L1H0": reason, "L1H1": reason}
+    with pytest.raises(ModelError, match="1 NaN or infinite values in model.layers.1.self_attn.v"):
+        ingest(empty_catalog, IngestRequest(model=str(checkpoint), suites=("patterns",), name="m"))
+
+
+def test_a_model_whose_attention_cannot_be_observed_is_read_all_the_same(
+    duckdb_url: str, tmp_path: Path
+) -> None:
+    one = catalog.connect(duckdb_url, create=True)
+    folder = tiny.save(tmp_path / "bloom", "bloom")
+    with pytest.raises(ModelError, match="attention of bloom cannot be observed"):
+        ingest(one, IngestRequest(model=str(folder), suites=("patterns",)))
+
+
+def test_a_killed_ingest_goes_on_at_the_layer_where_it_stopped(
+    duckdb_url: str, checkpoint: Path, relations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ingest.readers.weights import HeadReader
+
+    one = catalog.connect(duckdb_url, create=True)
+    read: list[int] = []
+    heads = HeadReader.heads
+
+    def counted(self: HeadReader, layer: int, parts: Any) -> Any:
+        read.append(layer)
+        if read == [0, 1]:
+            raise KeyboardInterrupt
+        return heads(self, layer, parts)
+
+    monkeypatch.setattr(HeadReader, "heads", counted)
+    with pytest.raises(KeyboardInterrupt):
+        ingest(one, request(checkpoint, relations))
+    assert len(one.sql("SELECT * FROM scores")) == 0
+    ingest(one, request(checkpoint, relations))
+    assert read == [0, 1, 1, 2]
+    monkeypatch.undo()
+    query = "SELECT layer, head, metric, value FROM scores ORDER BY metric, layer, head"
+    resumed = one.sql(query).rows()
+    ingest(one, request(checkpoint, relations, force=True))
+    assert one.sql(query).rows() == resumed
 
 
 def test_pickled_weights_are_read_when_the_user_says_so(
@@ -537,8 +629,9 @@ def test_shipped_relations_that_a_tokenizer_cannot_use_do_not_hinder_the_rest(
     """Their words are all unknown to this tokenizer: one token each, and none of them usable."""
     one = catalog.connect(duckdb_url, create=True)
     notes = Notes()
-    (outcome,) = ingest(one, IngestRequest(model=str(checkpoint)), notes)
-    assert (outcome.suite, outcome.is_new) == ("patterns", True)
+    outcomes = ingest(one, IngestRequest(model=str(checkpoint)), notes)
+    assert [outcome.suite for outcome in outcomes] == ["weights", "salient", "patterns"]
+    assert all(outcome.is_new for outcome in outcomes)
     assert notes.noted == ["relations: this tokenizer can use nothing of what is shipped"]
 
 

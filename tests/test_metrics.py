@@ -177,4 +177,10 @@ def test_relation_metrics_count_ranks_below_k() -> None:
         "relation_hits_5": 0.4,
         "relation_hits_10": 0.6,
         "relation_hits_25": 0.8,
+        "relation_suppression_hits_1": 0.2,
+        "relation_suppression_hits_5": 0.4,
+        "relation_suppression_hits_10": 0.6,
+        "relation_suppression_hits_25": 0.8,
+        "relation_mrr_25": pytest.approx((1 + 1 / 2 + 1 / 10 + 1 / 11) / 5),
+        "relation_suppression_mrr_25": pytest.approx((1 + 1 / 2 + 1 / 10 + 1 / 11) / 5),
     }

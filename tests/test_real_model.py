@@ -220,7 +220,8 @@ def test_pattern_metrics_equal_loops_over_eager_attention(
         IngestRequest(model=str(smollm2), suites=("patterns",), probe=str(probe), only=True),
     )
     prepared = loading.prepare(resolve(str(smollm2)))
-    model = AutoModelForCausalLM.from_pretrained(prepared.folder, attn_implementation="eager")
+    model = loading.load(prepared, device="cpu", dtype="float32").model
+    model.set_attn_implementation("eager")
     with torch.no_grad():
         attention = model(
             torch.tensor([[1, *block, *block] for block in blocks]), output_attentions=True
@@ -286,7 +287,8 @@ def test_gemma_3_with_windows_and_its_own_head_size(
     row = one.sql("SELECT n_layers, n_heads, n_kv_heads, d_head, d_model FROM models").rows()[0]
     assert row == {"n_layers": 18, "n_heads": 4, "n_kv_heads": 1, "d_head": 256, "d_model": 640}
     prepared = loading.prepare(resolve(str(gemma)))
-    model = AutoModelForCausalLM.from_pretrained(prepared.folder, attn_implementation="eager")
+    model = loading.load(prepared, device="cpu", dtype="float32").model
+    model.set_attn_implementation("eager")
     with torch.no_grad():
         attention = model(torch.tensor([[2, *long]]), output_attentions=True).attentions
     p = torch.stack(attention)[:, 0].double().numpy()
@@ -309,7 +311,7 @@ def test_gemma_3_with_windows_and_its_own_head_size(
             assert found["entropy_normalized", layer, head] == pytest.approx(
                 normalized.mean(), abs=1e-6
             )
-    tokenizer = AutoTokenizer.from_pretrained(prepared.folder)
+    tokenizer = prepared.tokenizer
     ids = [tokenizer.encode(f" {word}", add_special_tokens=False)[0] for word, _ in pairs]
     ranks = _ranks(Tensors(gemma), 9, (ids, ids), 4, 1, _gelu, "blk.0.ffn_norm.weight")
     for head, (larger, _) in enumerate(ranks):

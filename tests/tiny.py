@@ -109,10 +109,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3": _GROUPED,
     "qwen3_5_text": _EVEN | _LINEAR_THEN_SOFTMAX,
     "qwen3_moe": _GROUPED | _EXPERTS,
-    "qwen3_next": _EVEN
-    | _LINEAR_THEN_SOFTMAX
-    | _EXPERTS
-    | {"shared_expert_intermediate_size": 24},
+    "qwen3_next": _EVEN | _LINEAR_THEN_SOFTMAX | _EXPERTS | {"shared_expert_intermediate_size": 24},
     "seed_oss": _GROUPED,
     "smollm3": _EVEN,
     "stablelm": _EVEN,

@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from ingest.heads import LayerHeads
+from ingest.signatures import Anchors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +27,27 @@ class Sequences:
     """How many keys each query may attend to: min(q + 1, window)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelMatrices:
+    """What metrics of a layer's weights need besides its heads; None where there is no such."""
+
+    gram: Float[Tensor, "d_model d_model"] | None = None
+    """unembedding^T embedding, from `gram_matrix`; the same for all layers."""
+    positions: Float[Tensor, "position d_model"] | None = None
+    """Learned position embeddings after the layer's own input norm."""
+    scaling: float = 1.0
+    """What the layer multiplies q k^T with before the softmax."""
+    anchors: Anchors | None = None
+    """What the layer's heads read and write of the words that all models share."""
+
+
 PatternFunction = Callable[
     [Float[Tensor, "batch head query key"], Sequences], Float[Tensor, "batch head position"]
 ]
 RankFunction = Callable[[Int[Tensor, "head pair"], int], Float[Tensor, "head pair"]]
+WeightFunction = Callable[[LayerHeads, ModelMatrices], Float[Tensor, " head"]]
+VectorFunction = Callable[[LayerHeads, ModelMatrices], Float[Tensor, "head n"]]
+CompositionFunction = Callable[[Float[Tensor, "*head n"]], Float[Tensor, "*head"]]
 F = TypeVar("F", bound=Callable[..., Tensor])
 
 
@@ -40,13 +61,20 @@ class Declared(Generic[F]):
     range: tuple[float, float | None]
     source: str
     description: str
-    needs_period: bool
-    of_negated: bool
     compute: F
+    needs_period: bool = False
+    of_negated: bool = False
+    needs: tuple[str, ...] = ()
+    """Parts of `LayerHeads` and fields of `ModelMatrices` without which all heads are undefined."""
 
 
 PATTERN_METRICS: dict[str, Declared[PatternFunction]] = {}
 RELATION_METRICS: dict[str, Declared[RankFunction]] = {}
+COPYING_METRICS: dict[str, Declared[RankFunction]] = {}
+WEIGHT_METRICS: dict[str, Declared[WeightFunction]] = {}
+VECTOR_METRICS: dict[str, Declared[VectorFunction]] = {}
+COMPOSITION_METRICS: dict[str, Declared[CompositionFunction]] = {}
+_NAMES: set[str] = set()
 
 
 def pattern_metric(
@@ -65,25 +93,15 @@ def pattern_metric(
     mean over these positions and all sequences, summed in float64; it is undefined where no
     position is defined.
     """
-
-    def declare(function: PatternFunction) -> PatternFunction:
-        _add(
-            PATTERN_METRICS,
-            Declared(
-                name=name,
-                version=version,
-                unit=unit,
-                range=range,
-                source=source,
-                description=_first_line(function),
-                needs_period=needs_period,
-                of_negated=False,
-                compute=function,
-            ),
-        )
-        return function
-
-    return declare
+    return _into(
+        PATTERN_METRICS,
+        name=name,
+        version=version,
+        unit=unit,
+        range=range,
+        source=source,
+        needs_period=needs_period,
+    )
 
 
 def relation_metric(
@@ -94,34 +112,131 @@ def relation_metric(
     The function maps ranks (0: no logit is larger; capped, so that larger ranks are equal) and
     the relation's k to a value per pair; the score is its mean over the relation's pairs.
     """
+    return _into(
+        RELATION_METRICS,
+        name=name,
+        version=version,
+        unit="share of pairs",
+        range=(0.0, 1.0),
+        source=source,
+        of_negated=of_negated,
+    )
 
-    def declare(function: RankFunction) -> RankFunction:
-        _add(
-            RELATION_METRICS,
-            Declared(
-                name=name,
-                version=version,
-                unit="share of pairs",
-                range=(0.0, 1.0),
-                source=source,
-                description=_first_line(function),
-                needs_period=False,
-                of_negated=of_negated,
-                compute=function,
-            ),
+
+def copying_metric(
+    *, name: str, version: int, source: str, of_negated: bool = False
+) -> Callable[[RankFunction], RankFunction]:
+    """Declare a metric of the ranks that a head gives to tokens when it reads these tokens.
+
+    As for relations, with the pairs (t, t) of `sample_tokens`, tokens read as their embedding in
+    every layer. k is fixed by the metric; the argument is not used.
+    """
+    return _into(
+        COPYING_METRICS,
+        name=name,
+        version=version,
+        unit="share of tokens",
+        range=(0.0, 1.0),
+        source=source,
+        of_negated=of_negated,
+    )
+
+
+def weight_metric(
+    *,
+    name: str,
+    version: int,
+    unit: str,
+    range: tuple[float, float | None],  # noqa: A002 - the word for it
+    source: str,
+    needs: tuple[str, ...],
+) -> Callable[[WeightFunction], WeightFunction]:
+    """Declare a metric of one layer's weights: float64 per head, NaN where it is undefined.
+
+    What is declared answers NaN for all heads where one of `needs` is None. Weights must be finite;
+    a head of zeros is one without a direction, and must spoil no other.
+    """
+    return _into(
+        WEIGHT_METRICS,
+        _where_possible(needs, ()),
+        name=name,
+        version=version,
+        unit=unit,
+        range=range,
+        source=source,
+        needs=needs,
+    )
+
+
+def vector_metric(
+    *,
+    name: str,
+    version: int,
+    unit: str,
+    range: tuple[float, float | None],  # noqa: A002 - the word for it
+    source: str,
+    needs: tuple[str, ...],
+) -> Callable[[VectorFunction], VectorFunction]:
+    """Declare a metric that is a list of numbers per head, otherwise as `weight_metric`.
+
+    Undefined is a row with a NaN: [head, 1] of them where one of `needs` is None.
+    """
+    return _into(
+        VECTOR_METRICS,
+        _where_possible(needs, (1,)),
+        name=name,
+        version=version,
+        unit=unit,
+        range=range,
+        source=source,
+        needs=needs,
+    )
+
+
+def composition_metric(
+    *, name: str, version: int, source: str
+) -> Callable[[CompositionFunction], CompositionFunction]:
+    """Declare what is kept of a head's composition scores with many others, NaN among them."""
+    return _into(
+        COMPOSITION_METRICS,
+        name=name,
+        version=version,
+        unit="share of the product of norms",
+        range=(0.0, 1.0),
+        source=source,
+    )
+
+
+def _into(
+    registry: dict[str, Declared[F]],
+    wrap: Callable[[F], F] = lambda function: function,
+    **facts: Any,
+) -> Callable[[F], F]:
+    def declare(function: F) -> F:
+        if not function.__doc__:
+            raise ValueError(f"metric function {function.__name__} needs a docstring")
+        metric = Declared(
+            description=function.__doc__.splitlines()[0], compute=wrap(function), **facts
         )
+        if metric.name in _NAMES:
+            raise ValueError(f"metric {metric.name} is declared twice")
+        _NAMES.add(metric.name)
+        registry[metric.name] = metric
         return function
 
     return declare
 
 
-def _first_line(function: Callable[..., Tensor]) -> str:
-    if not function.__doc__:
-        raise ValueError(f"metric function {function.__name__} needs a docstring")
-    return function.__doc__.splitlines()[0]
+def _where_possible(
+    needs: tuple[str, ...], shape: tuple[int, ...]
+) -> Callable[[WeightFunction], WeightFunction]:
+    def wrap(function: WeightFunction) -> WeightFunction:
+        def compute(heads: LayerHeads, model: ModelMatrices) -> Tensor:
+            has = {**vars(heads), **vars(model)}
+            if any(has[name] is None for name in needs):
+                return torch.full((heads.n_heads, *shape), torch.nan, dtype=torch.float64)
+            return function(heads, model).double().cpu()
 
+        return compute
 
-def _add(registry: dict[str, Declared[F]], metric: Declared[F]) -> None:
-    if metric.name in PATTERN_METRICS or metric.name in RELATION_METRICS:
-        raise ValueError(f"metric {metric.name} is declared twice")
-    registry[metric.name] = metric
+    return wrap

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -22,6 +23,7 @@ SHIPPED = tuple(
 SEED = 0
 PERIOD = 64
 N_SEQUENCES = 16
+_SENTENCEPIECE_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,27 @@ class Vocabulary:
     def adds_bos(self) -> bool:
         """Whether the tokenizer puts its BOS token first by itself."""
         return self.bos is not None and self.tokenizer("a").input_ids[:1] == [self.bos]
+
+    @cached_property
+    def ordinary_tokens(self) -> list[int]:
+        """Tokens that text is made of, ascending: no special or added ones, and no padding rows."""
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        known = min(len(self.tokenizer), self.size)
+        return [token for token in range(known) if token not in special]
+
+    def encode(self, text: str) -> list[int | None]:
+        """Tokens of a text without special ones; None for what the model has no embedding of."""
+        tokens: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        unknown = self.tokenizer.unk_token_id
+        return [t if t < self.size and t != unknown else None for t in tokens]
+
+    def text_of(self, token: int) -> str:
+        """What a token stands for in the middle of a text, the space before it included."""
+        piece = cast("str", self.tokenizer.convert_ids_to_tokens(token))
+        # Decoding a SentencePiece token alone loses its space, as at the start of a text.
+        if _SENTENCEPIECE_SPACE in piece:
+            return piece.replace(_SENTENCEPIECE_SPACE, " ")
+        return cast("str", self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +110,11 @@ def _random_repeat(name: str, period: int, *, bos: bool) -> SequenceProbe:
     facts = {"period": period, "sequences": N_SEQUENCES, "seed": SEED, "bos": bos}
 
     def encode(vocabulary: Vocabulary) -> Encoded:
-        ordinary = _ordinary_tokens(vocabulary)
+        ordinary = vocabulary.ordinary_tokens
+        if len(ordinary) < PERIOD:
+            raise InputError(
+                f"the tokenizer has {len(ordinary)} ordinary tokens; random_repeat needs {PERIOD}"
+            )
         generator = torch.Generator().manual_seed(SEED)
         first = [vocabulary.bos] if bos and vocabulary.bos is not None else []
         tokens = []
@@ -133,18 +160,6 @@ def _plain(name: str, *, bos: bool) -> SequenceProbe:
         ),
         encode=encode,
     )
-
-
-def _ordinary_tokens(vocabulary: Vocabulary) -> list[int]:
-    """Tokens that text is made of: no special or added ones, none without an embedding."""
-    tokenizer = vocabulary.tokenizer
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    ordinary = [i for i in range(min(len(tokenizer), vocabulary.size)) if i not in special]
-    if len(ordinary) < PERIOD:
-        raise InputError(
-            f"the tokenizer has {len(ordinary)} ordinary tokens; random_repeat needs {PERIOD}"
-        )
-    return ordinary
 
 
 def from_file(path: Path) -> SequenceProbe:

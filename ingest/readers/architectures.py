@@ -6,7 +6,6 @@ its attention scores, computed from these matrices, equal what the running model
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Int
@@ -15,7 +14,6 @@ from transformers import PreTrainedConfig
 
 from catalog.errors import ModelError
 
-Part = Literal["query", "key", "value", "output"]
 Rows = Mapping[str, Int[Tensor, "head d_head"]]
 
 

@@ -1,15 +1,16 @@
-"""Loading a verified checkpoint with transformers."""
+"""A verified checkpoint made ready: to be read tensor by tensor, or loaded and run."""
 
 import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import platformdirs
 import torch
 import transformers
+from gguf import LlamaFileType
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -22,8 +23,11 @@ from transformers import (
 
 from catalog.declarations import ModelSpec
 from catalog.errors import ModelError, UsageError
-from ingest.readers.architectures import SUPPORTED, layout
+from catalog.settings import load_settings
+from ingest.readers.architectures import SUPPORTED, layout, sizes
 from ingest.readers.source import Source
+from ingest.readers.tensors import GgufTensors, SafetensorsTensors, Tensors, opened_gguf, skeleton
+from ingest.readers.weights import HeadReader
 
 _QUANTIZATION = "gguf_file_type"
 
@@ -32,23 +36,47 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedModel:
-    """A checkpoint whose tokenizer is loaded and whose weights can be loaded."""
+    """A checkpoint whose configuration and tokenizer are loaded, and whose weights can be."""
 
     source: Source
-    folder: Path
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
+
+    @cached_property
+    def skeleton(self) -> PreTrainedModel:
+        return skeleton(self.config)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the catalog keeps of a model."""
+        source, config = self.source, self.config
+        heads = sizes(config)
+        stored = config.dtype
+        return ModelSpec(
+            name=source.name,
+            revision=source.revision,
+            architecture=config.model_type,
+            n_layers=config.num_hidden_layers,
+            n_heads=heads.n_heads,
+            n_kv_heads=heads.n_kv_heads,
+            d_model=config.hidden_size,
+            d_head=heads.d_head,
+            vocab_size=config.vocab_size,
+            n_params=self.skeleton.num_parameters(),
+            base_model=source.base_model,
+            dtype=str(stored).removeprefix("torch.") if stored else None,
+            quantization=getattr(config, _QUANTIZATION, None),
+            source=source.location,
+            content_hash=source.content_hash,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
     """A model ready to run, in evaluation mode, its weights all finite."""
 
-    source: Source
+    name: str
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    stored_dtype: str | None
-    """Of the checkpoint; the model may run in another."""
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -87,29 +115,6 @@ def choose_dtype(asked: str, device: str) -> str:
     return asked
 
 
-def model_spec(loaded: LoadedModel) -> ModelSpec:
-    """What the catalog keeps of a model."""
-    source, config = loaded.source, loaded.model.config
-    n_heads = config.num_attention_heads
-    return ModelSpec(
-        name=source.name,
-        revision=source.revision,
-        architecture=config.model_type,
-        n_layers=config.num_hidden_layers,
-        n_heads=n_heads,
-        n_kv_heads=getattr(config, "num_key_value_heads", None) or n_heads,
-        d_model=config.hidden_size,
-        d_head=getattr(config, "head_dim", None) or config.hidden_size // n_heads,
-        vocab_size=config.vocab_size,
-        n_params=loaded.model.num_parameters(),
-        base_model=source.base_model,
-        dtype=loaded.stored_dtype,
-        quantization=getattr(config, _QUANTIZATION, None),
-        source=source.location,
-        content_hash=source.content_hash,
-    )
-
-
 def prepare(
     source: Source, *, on_progress: Callable[[str], None] = lambda _: None
 ) -> PreparedModel:
@@ -119,7 +124,7 @@ def prepare(
         ModelError: If a GGUF file is damaged, the configuration or tokenizer cannot be read, or
             the architecture is not a supported decoder.
     """
-    folder = _dequantised(source, on_progress) if source.gguf else source.folder
+    folder = _described(source, on_progress) if source.gguf else source.folder
     config = _supported_config(folder, source.name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -127,7 +132,30 @@ def prepare(
         raise ModelError(
             f"the tokenizer of {source.name} cannot be loaded: {str(error).splitlines()[0]}"
         ) from error
-    return PreparedModel(source=source, folder=folder, config=config, tokenizer=tokenizer)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ModelError(
+            f"the tokenizer of {source.name} has {tokenizer.vocab_size} tokens, and the embedding "
+            f"{config.vocab_size}: it is another model's"
+        )
+    return PreparedModel(source=source, config=config, tokenizer=tokenizer)
+
+
+def reader(prepared: PreparedModel, *, device: str) -> HeadReader:
+    """Open a checkpoint to be read tensor by tensor; of its weights nothing is loaded.
+
+    Raises:
+        ModelError: If the weights cannot be read.
+    """
+    source, model = prepared.source, prepared.skeleton
+    tensors: Tensors
+    if source.gguf:
+        tensors = GgufTensors(source.folder / source.gguf, source.name, model)
+    elif any(source.folder.glob("*.safetensors")):
+        tensors = SafetensorsTensors(source.folder, source.name, model)
+    else:
+        loaded = load(prepared, device=device, dtype="float32")
+        return HeadReader.of_loaded(loaded.model, source.name)
+    return HeadReader(tensors, model, source.name, device=device)
 
 
 def _supported_config(folder: Path, name: str, **arguments: str) -> PreTrainedConfig:
@@ -162,11 +190,12 @@ def load(
             measured on such a model.
     """
     source = prepared.source
+    folder = _dequantised(source, on_progress) if source.gguf else source.folder
     on_progress(f"loading {source.name}")
     try:
         with _quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                prepared.folder,
+                folder,
                 dtype=DTYPES[dtype],
                 use_safetensors=None if source.allow_pickle else True,
                 output_loading_info=True,
@@ -186,13 +215,7 @@ def load(
         )
     _require_finite(model, source.name)
     placed = cast("nn.Module", model).to(device).eval()
-    stored = prepared.config.dtype
-    return LoadedModel(
-        source=source,
-        model=cast("PreTrainedModel", placed),
-        tokenizer=prepared.tokenizer,
-        stored_dtype=str(stored).removeprefix("torch.") if stored else None,
-    )
+    return LoadedModel(name=source.name, model=cast("PreTrainedModel", placed))
 
 
 def _require_finite(model: nn.Module, name: str) -> None:
@@ -205,26 +228,42 @@ def _require_finite(model: nn.Module, name: str) -> None:
             )
 
 
-def _dequantised(source: Source, on_progress: Callable[[str], None]) -> Path:
-    """A folder with the float32 weights of a GGUF file, made once per content and release."""
-    key = source.content_hash.removeprefix("sha256:")
-    cache = platformdirs.user_cache_path("head-catalog") / "gguf"
-    folder = cache / f"{key}-transformers-{transformers.__version__}"
+def _described(source: Source, on_progress: Callable[[str], None]) -> Path:
+    """A folder with the configuration and tokenizer of a GGUF file, made once."""
+    folder = _cache(source, "described")
     if folder.is_dir():
         return folder
     assert source.gguf is not None  # noqa: S101 - narrows the type
     on_progress(f"checking {source.gguf}")
-    file_type = _verified_file_type(source.folder / source.gguf)
-    _supported_config(source.folder, source.name, gguf_file=source.gguf)
-    on_progress(f"dequantising {source.gguf} (kept for the next time)")
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as room:
+    field = opened_gguf(source.folder / source.gguf).get_field("general.file_type")
+    config = _supported_config(source.folder, source.name, gguf_file=source.gguf)
+    if field is not None:
+        file_type = LlamaFileType(field.contents()).name.removeprefix("MOSTLY_")
+        setattr(config, _QUANTIZATION, file_type)
+    on_progress(f"reading the tokenizer of {source.gguf} (kept for the next time)")
+    with _made_once(folder) as room, _quiet():
         try:
-            with _quiet():
-                tokenizer = AutoTokenizer.from_pretrained(source.folder, gguf_file=source.gguf)
-                model = AutoModelForCausalLM.from_pretrained(
-                    source.folder, gguf_file=source.gguf, dtype=torch.float32
-                )
+            tokenizer = AutoTokenizer.from_pretrained(source.folder, gguf_file=source.gguf)
+        except Exception as error:
+            raise ModelError(
+                f"the tokenizer of {source.name} cannot be loaded: {str(error).splitlines()[0]}"
+            ) from error
+        tokenizer.save_pretrained(room)
+        config.save_pretrained(room)
+    return folder
+
+
+def _dequantised(source: Source, on_progress: Callable[[str], None]) -> Path:
+    """A folder with the float32 weights of a GGUF file, made once per content and release."""
+    folder = _cache(source, "dequantised")
+    if folder.is_dir():
+        return folder
+    on_progress(f"dequantising {source.gguf} (kept for the next time)")
+    with _made_once(folder) as room, _quiet():
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                source.folder, gguf_file=source.gguf, dtype=torch.float32
+            )
         except Exception as error:
             raise ModelError(
                 f"{source.name} cannot be dequantised: {str(error).splitlines()[0]}"
@@ -232,31 +271,25 @@ def _dequantised(source: Source, on_progress: Callable[[str], None]) -> Path:
         # The weights are plain floats now; transformers would refuse to save them as a GGUF.
         vars(model).update(hf_quantizer=None, is_quantized=False)
         del model.config.quantization_config
-        setattr(model.config, _QUANTIZATION, file_type)
         model.save_pretrained(room)
-        tokenizer.save_pretrained(room)
-        # Another process may have been faster; what it left is the same.
-        with contextlib.suppress(OSError):
-            Path(room).rename(folder)
     return folder
 
 
-def _verified_file_type(path: Path) -> str | None:
-    """A whole GGUF file's quantization, such as Q4_1.
+def _cache(source: Source, what: str) -> Path:
+    key = source.content_hash.rpartition(":")[2]
+    folder = load_settings().work_dir / "gguf"
+    return folder / f"{key}-{what}-transformers-{transformers.__version__}"
 
-    Raises:
-        ModelError: If the file is truncated or damaged.
-    """
-    from gguf import GGUFReader, LlamaFileType  # noqa: PLC0415 - slow, and needed once a file
 
-    try:
-        reader = GGUFReader(path)
-    except Exception as error:
-        raise ModelError(f"{path} is truncated or damaged ({error}); fetch it again") from error
-    if not reader.tensors:
-        raise ModelError(f"{path} holds no tensors; fetch it again")
-    field = reader.get_field("general.file_type")
-    return None if field is None else LlamaFileType(field.contents()).name.removeprefix("MOSTLY_")
+@contextlib.contextmanager
+def _made_once(folder: Path) -> Iterator[Path]:
+    """A room whose contents become `folder` when all went well."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as room:
+        yield Path(room)
+        # Another process may have been faster; what it left is the same.
+        with contextlib.suppress(OSError):
+            Path(room).rename(folder)
 
 
 @contextlib.contextmanager

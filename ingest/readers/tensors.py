@@ -7,9 +7,9 @@ is mapped to.
 
 import copy
 import json
+import math
 import mmap
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,12 +41,19 @@ class Tensors(Protocol):
 
     def __contains__(self, name: str) -> bool: ...
 
-    def read(self, name: str, rows: Tensor | slice | None = None) -> Tensor:
-        """A parameter, or some rows of it, in the dtype that it is stored in.
+    def require(self, name: str) -> None:
+        """See that a parameter can be read, without reading it.
 
         Raises:
             ModelError: If it is missing, has another shape than the configuration says, or is
                 stored in a way that cannot be read.
+        """
+
+    def read(self, name: str, rows: Tensor | slice | None = None) -> Tensor:
+        """A parameter, or some rows of it, in the dtype that it is stored in.
+
+        Raises:
+            ModelError: As `require`.
         """
 
 
@@ -69,6 +76,8 @@ class LoadedTensors:
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
+    def require(self, name: str) -> None: ...  # transformers has seen to it
+
     def read(self, name: str, rows: Tensor | slice | None = None) -> Tensor:
         whole = self._tensors[name].detach()
         return whole if rows is None else whole[rows]
@@ -82,7 +91,7 @@ class SafetensorsTensors:
     """
 
     def __init__(self, folder: Path, name: str, model: PreTrainedModel) -> None:
-        """Find out what is where; no tensor is read.
+        """Read the headers: what is where, in which shape and type.
 
         Args:
             folder: Where the shards are, verified to be there.
@@ -93,12 +102,12 @@ class SafetensorsTensors:
         self._name = name
         self._model = model
         self._shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-        self._files = _files_of_keys(folder)
+        self._stored = _stored(folder)
         mapping = get_model_conversion_mapping(model)
         self._converters = [one for one in mapping if isinstance(one, WeightConverter)]
         self._sources: dict[str, list[tuple[str, str | None]]] = {}
         renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
-        for key in sorted(self._files, key=_natural):
+        for key in sorted(self._stored, key=_natural):
             parameter, pattern = self._parameter(key, renamings)
             self._sources.setdefault(parameter, []).append((key, pattern))
 
@@ -114,43 +123,45 @@ class SafetensorsTensors:
     def __contains__(self, name: str) -> bool:
         return name in self._sources
 
-    def read(self, name: str, rows: Tensor | slice | None = None) -> Tensor:
+    def require(self, name: str) -> None:
         if name not in self._sources:
-            raise _missing(self._name, name)
+            raise _missing(self._name, name, self._model.config)
+        for key, pattern in self._sources[name]:
+            stored = self._stored[key]
+            if stored.dtype not in READABLE:
+                raise ModelError(
+                    f"{self._name} stores {key} as {stored.dtype}, packed or scaled numbers that "
+                    f"are not read here; readable are safetensors in {', '.join(READABLE)}, and "
+                    "GGUF files of any quantization that the gguf package dequantises"
+                )
+            if pattern is None:
+                self._require_shape(key, stored.shape, self._shapes[name])
+
+    def read(self, name: str, rows: Tensor | slice | None = None) -> Tensor:
+        self.require(name)
         sources = self._sources[name]
         if sources[0][1] is None:
-            return self._stored(sources[0][0], rows, expected=self._shapes[name])
+            return self._taken(sources[0][0], rows)
         whole = self._converted(name, sources)
         return whole if rows is None else whole[rows]
 
     def _converted(self, name: str, sources: list[tuple[str, str | None]]) -> Tensor:
         """What transformers makes of several stored tensors, such as one per expert."""
         rule = next(one for one in self._converters if sources[0][1] in one.source_patterns)
-        # A converter collects what it converts.
-        converter = copy.deepcopy(rule)
+        # A converter collects what it converts; tensors do as well as futures of them.
+        converter: Any = copy.deepcopy(rule)
         for key, pattern in sources:
-            converter.add_tensor(name, key, pattern, self._stored(key, None))
+            converter.add_tensor(name, key, pattern, self._taken(key, None))
         converted = converter.convert(name, model=self._model, config=self._model.config)
         value = converted[name]
         whole: Tensor = value[0] if isinstance(value, list) else value
         self._require_shape(name, tuple(whole.shape), self._shapes[name])
         return whole
 
-    def _stored(
-        self, key: str, rows: Tensor | slice | None, expected: tuple[int, ...] | None = None
-    ) -> Tensor:
-        path = self._files[key]
+    def _taken(self, key: str, rows: Tensor | slice | None) -> Tensor:
+        path = self._stored[key].path
         try:
             with safe_open(path, framework="pt") as file:
-                facts = file.get_slice(key)
-                if facts.get_dtype() not in READABLE:
-                    raise ModelError(
-                        f"{self._name} stores {key} as {facts.get_dtype()}, packed or scaled "
-                        f"numbers that are not read here; readable are safetensors in "
-                        f"{', '.join(READABLE)}, and GGUF files in whatever quantization"
-                    )
-                if expected is not None:
-                    self._require_shape(key, tuple(facts.get_shape()), expected)
                 whole: Tensor = file.get_tensor(key)
                 taken = whole if rows is None else whole[rows]
         except (SafetensorError, OSError) as error:
@@ -179,17 +190,17 @@ class GgufTensors:
                 transformers cannot map.
         """
         self.bytes_read = 0
-        self._name = name
+        self._name, self._config = name, model.config
         self._shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-        with opened_gguf(path) as reader:
-            architecture = str(reader.fields["general.architecture"].contents())
-            self._stored = {tensor.name: tensor for tensor in reader.tensors}
-            processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
-            self._processor: TensorProcessor = processor(config=model.config.to_dict())
-            try:
-                self._names = get_gguf_hf_weights_map(model, self._processor)
-            except NotImplementedError as error:
-                raise ModelError(f"{name}: {error}") from error
+        reader = opened_gguf(path)
+        architecture = str(reader.fields["general.architecture"].contents())
+        self._stored = {tensor.name: tensor for tensor in reader.tensors}
+        processor: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
+        self._processor = processor(config=model.config.to_dict())
+        try:
+            self._names: dict[str, str] = get_gguf_hf_weights_map(model, self._processor)
+        except NotImplementedError as error:
+            raise ModelError(f"{name}: {error}") from error
         self._sources: dict[str, list[str]] = {}
         for stored in self._stored:
             # Experts are mapped without the suffix.
@@ -200,9 +211,19 @@ class GgufTensors:
     def __contains__(self, name: str) -> bool:
         return name in self._sources
 
-    def read(self, name: str, rows: Tensor | slice | None = None) -> Tensor:
+    def require(self, name: str) -> None:
         if name not in self._sources:
-            raise _missing(self._name, name)
+            raise _missing(self._name, name, self._config)
+        # A processor may transpose, and experts come in several tensors: the size is what is known.
+        size = sum(int(self._stored[stored].n_elements) for stored in self._sources[name])
+        if size != math.prod(self._shapes[name]):
+            raise ModelError(
+                f"{self._name} holds {name} with {size} numbers, and its metadata say "
+                f"{list(self._shapes[name])}; the file is damaged or not of this architecture"
+            )
+
+    def read(self, name: str, rows: Tensor | slice | None = None) -> Tensor:
+        self.require(name)
         collected: dict[str, Tensor] = {}
         for stored in self._sources[name]:
             tensor = self._stored[stored]
@@ -214,20 +235,14 @@ class GgufTensors:
                 parsed_parameters={"tensors": collected},
             )
             if result.name is not None:
-                collected[name] = torch.from_numpy(np.ascontiguousarray(result.weights))
+                collected[name] = torch.from_numpy(np.array(result.weights))
             _release(tensor.data)
-        whole = collected[name]
-        if tuple(whole.shape) != self._shapes[name]:
-            raise ModelError(
-                f"{self._name} holds {name} with shape {list(whole.shape)}, and its metadata say "
-                f"{list(self._shapes[name])}; the file is damaged or not of this architecture"
-            )
+        whole = collected[name].reshape(self._shapes[name])
         return whole if rows is None else whole[rows]
 
 
-@contextmanager
-def opened_gguf(path: Path) -> Iterator[GGUFReader]:
-    """A GGUF file's reader.
+def opened_gguf(path: Path) -> GGUFReader:
+    """A GGUF file, its tensors mapped and not read.
 
     Raises:
         ModelError: If the file is truncated or damaged.
@@ -238,7 +253,7 @@ def opened_gguf(path: Path) -> Iterator[GGUFReader]:
         raise ModelError(f"{path} is truncated or damaged ({error}); fetch it again") from error
     if not reader.tensors:
         raise ModelError(f"{path} holds no tensors; fetch it again")
-    yield reader
+    return reader
 
 
 def _release(data: Any) -> None:
@@ -249,16 +264,30 @@ def _release(data: Any) -> None:
     base.madvise(mmap.MADV_DONTNEED)
 
 
-def _files_of_keys(folder: Path) -> Mapping[str, Path]:
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def _stored(folder: Path) -> dict[str, _Stored]:
+    """What the headers of a checkpoint's files say; of files beside the index's nothing."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {key: folder / file for key, file in listed.items()}
-    keys = {}
-    for path in sorted(folder.glob("*.safetensors")):
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        paths = sorted({folder / name for name in listed})
+    else:
+        paths = sorted(folder.glob("*.safetensors"))
+    found = {}
+    for path in paths:
         with safe_open(path, framework="pt") as file:
-            keys |= dict.fromkeys(file.keys(), path)
-    return keys
+            for key in file.keys():  # noqa: SIM118 - not iterable otherwise
+                facts = file.get_slice(key)
+                found[key] = _Stored(
+                    path=path, dtype=facts.get_dtype(), shape=tuple(facts.get_shape())
+                )
+    return found
 
 
 def _natural(key: str) -> list[tuple[int, str]]:
@@ -266,8 +295,15 @@ def _natural(key: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in key.split(".")]
 
 
-def _missing(model: str, name: str) -> ModelError:
+def _missing(model: str, name: str, config: PreTrainedConfig) -> ModelError:
+    packing = getattr(config, "quantization_config", None)
+    if packing:
+        method = packing.get("quant_method") if isinstance(packing, dict) else packing.quant_method
+        return ModelError(
+            f"{model} is quantised ({method}) and holds no plain {name}; packed weights are not "
+            f"read here: use the checkpoint in {', '.join(READABLE)}, or a GGUF file"
+        )
     return ModelError(
-        f"{model} lacks the tensor {name}; the checkpoint is incomplete, or not of the "
-        "architecture that its configuration says"
+        f"{model} lacks the tensor {name}; the checkpoint is incomplete, or not of a "
+        f"{config.model_type} language model"
     )

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from catalog.errors import ModelError
-from ingest.heads import LayerHeads
-from ingest.readers.architectures import Layout, Part, layout, sizes
+from ingest.heads import LayerHeads, Part
+from ingest.readers.architectures import Layout, layout, sizes
 from ingest.readers.tensors import LoadedTensors, Tensors
 
 PARTS: tuple[Part, ...] = ("query", "key", "value", "output")
@@ -60,6 +60,27 @@ class HeadReader:
     def of_loaded(cls, model: PreTrainedModel, name: str) -> "HeadReader":
         """A reader of a model that transformers has loaded; matrices are views where possible."""
         return cls(LoadedTensors(model), model, name, device=model.device)
+
+    def verify(self, *, first_mlp: bool) -> None:
+        """See that all that may be read is there and as the configuration says; reads nothing.
+
+        Args:
+            first_mlp: Whether the first block's MLP will be read.
+
+        Raises:
+            ModelError: Names the first tensor that is missing, misshapen or packed.
+        """
+        self._tensors.require(self._embedding_name)
+        self._tensors.require(self._unembedding_name)
+        for layer in range(self.n_layers):
+            for part in PARTS:
+                if not self._reason_of_absence(layer, part):
+                    self._tensors.require(f"{self._projection_name(layer, part)}.weight")
+        if first_mlp:
+            for step in self._layout.mlp:
+                path = f"{self._layout.layers}.0.{step}"
+                for name in self._model.get_submodule(path).state_dict():
+                    self._tensors.require(f"{path}.{name}")
 
     @property
     def bytes_read(self) -> int:
@@ -125,8 +146,7 @@ class HeadReader:
 
     def _matrices(self, layer: int, part: str) -> tuple[Tensor, Tensor | None]:
         """A part's matrices [head, input, output], or of `output` [head, d_head, d_model]; bias."""
-        prefix = f"{self._layout.layers}.{layer}.{self._layout.attention}"
-        name = f"{prefix}.{self._layout.projection(part)}"
+        name = self._projection_name(layer, part)
         n_heads = self.sizes.n_kv_heads if part in ("key", "value") else self.sizes.n_heads
         bias = f"{name}.bias" if f"{name}.bias" in self._tensors else None
         if part == "output":
@@ -142,6 +162,10 @@ class HeadReader:
         biases = self._read(bias)
         chosen = biases if rows is None else biases[rows.to(self.device).flatten()]
         return matrices, chosen.reshape(n_heads, -1)
+
+    def _projection_name(self, layer: int, part: str) -> str:
+        attention = f"{self._layout.layers}.{layer}.{self._layout.attention}"
+        return f"{attention}.{self._layout.projection(part)}"
 
     @cached_property
     def _rows(self) -> dict[str, Int[Tensor, "head d_head"]]:
@@ -159,8 +183,12 @@ class HeadReader:
     def embedding(
         self, rows: Int[Tensor, " token"] | None = None
     ) -> Float[Tensor, "token d_model"]:
-        """The token embeddings, all or those of some ids."""
-        return self._read(self._embedding_name, rows)
+        """The token embeddings, all or those of some ids.
+
+        Raises:
+            ModelError: If a value is NaN or infinite.
+        """
+        return self._finite(self._embedding_name, rows).float()
 
     def unembedding(self) -> Float[Tensor, "vocab d_model"]:
         """Which direction of the residual stream means which token; in the dtype it is stored in.
@@ -168,11 +196,14 @@ class HeadReader:
         Raises:
             ModelError: If a value is NaN or infinite: no head's logits would mean anything.
         """
-        weight = self._tensors.read(self._unembedding_name).to(self.device)
+        return self._finite(self._unembedding_name)
+
+    def _finite(self, name: str, rows: Tensor | None = None) -> Tensor:
+        weight = self._tensors.read(name, rows).to(self.device)
         if not torch.isfinite(weight).all():
             raise ModelError(
-                f"{self._name} has NaN or infinite values in {self._unembedding_name}; "
-                "the checkpoint is damaged, fetch it again"
+                f"{self._name} has NaN or infinite values in {name}; the checkpoint is damaged, "
+                "fetch it again"
             )
         return weight
 

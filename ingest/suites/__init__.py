@@ -1,8 +1,14 @@
 """Suites: which metrics share which pass over a model."""
 
-from ingest.suites import patterns, relations
-from ingest.suites._plan import Inputs, Plan, Planner
+from ingest.suites import patterns, relations, salient, weights
+from ingest.suites._plan import Inputs, OpenModel, Plan, Planner
 
-SUITES: dict[str, Planner] = {patterns.SUITE: patterns.plan, relations.SUITE: relations.plan}
+# What needs weights alone comes first: it is done when a model turns out not to run.
+SUITES: dict[str, Planner] = {
+    relations.SUITE: relations.plan,
+    weights.SUITE: weights.plan,
+    salient.SUITE: salient.plan,
+    patterns.SUITE: patterns.plan,
+}
 
-__all__ = ["SUITES", "Inputs", "Plan", "Planner"]
+__all__ = ["SUITES", "Inputs", "OpenModel", "Plan", "Planner"]

@@ -1,7 +1,8 @@
-"""What a suite is going to do to one model, known before the model is loaded."""
+"""What a suite is going to do to one model, known before any of its weights is read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,10 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from catalog.declarations import Measurement, MetricSpec, ProbeSpec
+from catalog.declarations import MetricSpec, ProbeSpec, Results
 from ingest.probes.sequences import Vocabulary
 from ingest.progress import Progress
-from ingest.readers.loading import LoadedModel
+from ingest.readers import loading
+from ingest.readers.loading import LoadedModel, PreparedModel
+from ingest.readers.weights import HeadReader
+from ingest.streaming import Kept, Workroom
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,41 @@ class Inputs:
     only: bool = False
     first_mlp: bool = True
     """Whether relations read the first block's MLP output in layers after it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenModel:
+    """A model as suites need it: its weights to be read, or the whole of it to be run.
+
+    Either is made when it is first asked for, so that weights alone cost no more than themselves.
+    """
+
+    prepared: PreparedModel
+    device: str
+    dtype: str
+    progress: Progress
+
+    @property
+    def name(self) -> str:
+        return self.prepared.source.name
+
+    @cached_property
+    def reader(self) -> HeadReader:
+        return loading.reader(self.prepared, device=self.device)
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        return loading.load(
+            self.prepared, device=self.device, dtype=self.dtype, on_progress=self.progress.stage
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A suite's results, and what of them is undefined and why, by head or layer."""
+
+    results: Results
+    undefined: Mapping[str, str] = field(default_factory=dict)
 
 
 class Plan(Protocol):
@@ -44,9 +83,16 @@ class Plan(Protocol):
     def metrics(self, probes: Sequence[str]) -> list[MetricSpec]:
         """What will be measured on these probes."""
 
+    def open(self, model: OpenModel) -> None:
+        """Make the model ready, so that a bad one is found before anything is written.
+
+        Raises:
+            ModelError: If it cannot be read.
+        """
+
     def measure(
-        self, loaded: LoadedModel, probes: Sequence[str], progress: Progress
-    ) -> list[Measurement]:
+        self, model: OpenModel, probes: Sequence[str], room: Workroom, progress: Progress
+    ) -> Measured:
         """Every metric on every one of these probes."""
 
 
@@ -60,9 +106,15 @@ class Planner(Protocol):
 
         Raises:
             InputError: If a probe or relation set of the user cannot be used.
+            ModelError: If this suite cannot be measured on such a model.
         """
 
 
 def as_rows(scores: Float[Tensor, "layer head"]) -> list[list[float | None]]:
     """Scores as the catalog takes them: NaN, undefined, becomes None."""
     return [[None if value != value else value for value in row] for row in scores.tolist()]  # noqa: PLR0124 - only NaN differs from itself
+
+
+def undefined_of(layers: Sequence[Kept]) -> dict[str, str]:
+    """The reasons of all layers together."""
+    return {head: reason for kept in layers for head, reason in kept.undefined.items()}

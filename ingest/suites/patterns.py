@@ -9,15 +9,17 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from catalog.declarations import Measurement, MetricSpec, ProbeSpec
+from catalog.declarations import Measurement, MetricSpec, ProbeSpec, Results
 from catalog.errors import ModelError
 from ingest.metrics import PATTERN_METRICS, Sequences
 from ingest.probes import sequences
 from ingest.probes.sequences import Encoded, SequenceProbe, Vocabulary
 from ingest.progress import Progress
+from ingest.readers.architectures import layout
 from ingest.readers.attention import observing, prove
 from ingest.readers.loading import LoadedModel
-from ingest.suites._plan import Inputs, as_rows
+from ingest.streaming import Workroom
+from ingest.suites._plan import Inputs, Measured, OpenModel, as_rows
 
 SUITE = "patterns"
 _MAX_PATTERN_BYTES = 1 << 26
@@ -62,11 +64,15 @@ class PatternPlan:
             if metric.name in names
         ]
 
+    def open(self, model: OpenModel) -> None:
+        _ = model.loaded
+
     def measure(
-        self, loaded: LoadedModel, probes: Sequence[str], progress: Progress
-    ) -> list[Measurement]:
+        self, model: OpenModel, probes: Sequence[str], _room: Workroom, progress: Progress
+    ) -> Measured:
+        loaded = model.loaded
         progress.stage("proving that attention is read as the model computes it")
-        prove(loaded.model, loaded.source.name)
+        prove(loaded.model, loaded.name)
         measurements = []
         for name in probes:
             scores = _measure(loaded, self._encoded[name], name, progress)
@@ -74,14 +80,24 @@ class PatternPlan:
                 Measurement(metric=metric, probe=name, values=as_rows(values))
                 for metric, values in scores.items()
             ]
-        return measurements
+        return Measured(results=Results(measurements=measurements))
 
 
-def plan(_config: PreTrainedConfig, vocabulary: Vocabulary, inputs: Inputs) -> PatternPlan | None:
-    """The shipped probes, a user's besides them, or the user's alone."""
+def plan(config: PreTrainedConfig, vocabulary: Vocabulary, inputs: Inputs) -> PatternPlan | None:
+    """The shipped probes, a user's besides them, or the user's alone.
+
+    Raises:
+        ModelError: If the architecture's attention cannot be observed.
+    """
     own = [sequences.from_file(inputs.probe)] if inputs.probe else []
     if inputs.only and not own:
         return None
+    if not layout(config.model_type, "the model").is_observable:
+        raise ModelError(
+            f"patterns: the attention of {config.model_type} cannot be observed, since it does not "
+            "go through transformers' attention interface; its weights can be read by the other "
+            "suites"
+        )
     return PatternPlan(own if inputs.only else [*sequences.shipped(vocabulary), *own], vocabulary)
 
 
@@ -108,9 +124,7 @@ def _measure(
         allowed: Float[Tensor, " query"],
     ) -> None:
         if not torch.isfinite(patterns).all():
-            raise ModelError(
-                f"{loaded.source.name} has NaN in the attention of layer {layer} on {probe}"
-            )
+            raise ModelError(f"{loaded.name} has NaN in the attention of layer {layer} on {probe}")
         facts = Sequences(bos=encoded.bos, period=encoded.period, allowed=allowed.double())
         exact = patterns.double()
         for name in names:

@@ -1,13 +1,17 @@
 """Relation scores of every head from its weights alone."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from transformers import PreTrainedConfig
 
-from catalog.declarations import Measurement, MetricSpec, ProbeSpec
+from catalog.declarations import Measurement, MetricSpec, ProbeSpec, Results
 from catalog.errors import InputError
+from ingest.heads import silent, split_finite
 from ingest.metrics import RELATION_METRICS
 from ingest.metrics.relation_hits import DEPTHS
 from ingest.probes import relations
@@ -15,9 +19,9 @@ from ingest.probes.relations import MIN_USABLE, RelationSet, TokenPairs
 from ingest.probes.sequences import Vocabulary
 from ingest.progress import Progress
 from ingest.ranks import Pairs, Ranks, Unembedding, target_ranks
-from ingest.readers.loading import LoadedModel
-from ingest.readers.weights import WeightReader
-from ingest.suites._plan import Inputs, as_rows
+from ingest.readers.weights import HeadReader
+from ingest.streaming import Kept, Workroom
+from ingest.suites._plan import Inputs, Measured, OpenModel, as_rows, undefined_of
 
 SUITE = "relations"
 
@@ -37,18 +41,11 @@ class RelationPlan:
         Raises:
             InputError: If a user's set has no relation with enough usable pairs.
         """
-        tokenizer = vocabulary.tokenizer
-        unknown = tokenizer.unk_token_id
-
-        def encode(text: str) -> list[int | None]:
-            tokens: list[int] = tokenizer.encode(text, add_special_tokens=False)
-            return [t if t < vocabulary.size and t != unknown else None for t in tokens]
-
         self._first_mlp = first_mlp
         self._usable: dict[str, list[TokenPairs]] = {}
         self._skipped: dict[str, dict[str, str]] = {}
         for one in sets:
-            found = [relations.usable(relation, encode) for relation in one.relations]
+            found = [relations.usable(relation, vocabulary.encode) for relation in one.relations]
             self._usable[one.name] = [pairs for pairs in found if len(pairs.sources) >= MIN_USABLE]
             self._skipped[one.name] = {
                 pairs.relation.name: f"{len(pairs.sources)} usable pairs of "
@@ -105,28 +102,61 @@ class RelationPlan:
             for name in names
         ]
 
+    def open(self, model: OpenModel) -> None:
+        model.reader.verify(first_mlp=self._first_mlp)
+
     def measure(
-        self, loaded: LoadedModel, probes: Sequence[str], progress: Progress
-    ) -> list[Measurement]:
+        self, model: OpenModel, probes: Sequence[str], room: Workroom, progress: Progress
+    ) -> Measured:
         chosen = [(probe, pairs) for probe in probes for pairs in self._usable[probe]]
-        with torch.inference_mode():
-            ranks = _ranks(
-                loaded,
-                [pairs for _, pairs in chosen],
-                depth=self._depth,
-                first_mlp=self._first_mlp,
-                progress=progress,
-            )
+        layers = self._ranks(model, [pairs for _, pairs in chosen], room, progress)
+        sizes = [len(pairs.sources) for _, pairs in chosen]
+        undefined = torch.stack([kept.tensors["undefined"] for kept in layers])
+        seen = {
+            name: torch.stack([kept.tensors[name] for kept in layers]).split(sizes, dim=2)
+            for name in ("plain", "negated")
+        }
         measurements = []
-        for (probe, pairs), own in zip(chosen, ranks, strict=True):
+        for index, (probe, pairs) in enumerate(chosen):
             for metric in RELATION_METRICS.values():
-                seen = own.negated if metric.of_negated else own.plain
+                ranks = seen["negated" if metric.of_negated else "plain"][index]
                 values = torch.stack(
-                    [metric.compute(layer, pairs.relation.k).mean(dim=1) for layer in seen]
+                    [metric.compute(layer, pairs.relation.k).mean(dim=1) for layer in ranks]
                 )
+                values[undefined] = math.nan
                 name = f"{metric.name}[{pairs.relation.name}]"
                 measurements.append(Measurement(metric=name, probe=probe, values=as_rows(values)))
-        return measurements
+        return Measured(results=Results(measurements=measurements), undefined=undefined_of(layers))
+
+    def _ranks(
+        self, model: OpenModel, chosen: Sequence[TokenPairs], room: Workroom, progress: Progress
+    ) -> list[Kept]:
+        """Per layer the ranks of all relations' pairs, one after the other: [head, pair]."""
+        reader, device = model.reader, model.reader.device
+        rows: dict[int, int] = {}
+        source = [rows.setdefault(token, len(rows)) for one in chosen for token in one.sources]
+        target = [token for one in chosen for token in one.targets]
+        pairs = Pairs(
+            source=torch.tensor(source, device=device), target=torch.tensor(target, device=device)
+        )
+        progress.stage("reading embeddings")
+        embedded = reader.embedding(torch.tensor(list(rows)))
+        after_mlp = reader.first_mlp(embedded) if self._first_mlp else embedded
+        # The dtype decides what most of the screening is done in, and never the ranks.
+        screening = torch.float32 if model.dtype == "float32" else torch.bfloat16
+        unembedding = Unembedding(reader.unembedding(), screening=screening)
+
+        def work(layer: int) -> Kept:
+            return _layer_ranks(
+                reader,
+                layer,
+                embedded if layer == 0 else after_mlp,
+                unembedding,
+                pairs,
+                depth=self._depth,
+            )
+
+        return room.layers(SUITE, reader.n_layers, work, progress)
 
 
 def plan(config: PreTrainedConfig, vocabulary: Vocabulary, inputs: Inputs) -> RelationPlan | None:
@@ -139,41 +169,34 @@ def plan(config: PreTrainedConfig, vocabulary: Vocabulary, inputs: Inputs) -> Re
     return RelationPlan(sets, vocabulary, first_mlp=inputs.first_mlp)
 
 
-def _ranks(
-    loaded: LoadedModel,
-    chosen: Sequence[TokenPairs],
+def _layer_ranks(
+    reader: HeadReader,
+    layer: int,
+    sources: Float[Tensor, "source d_model"],
+    unembedding: Unembedding,
+    pairs: Pairs,
     *,
     depth: int,
-    first_mlp: bool,
-    progress: Progress,
-) -> list[Ranks]:
-    """Ranks of every relation's pairs, each [layer, head, pair]; all relations in one pass."""
-    reader = WeightReader(loaded.model, loaded.source.name)
-    device = loaded.device
-    rows: dict[int, int] = {}
-    source = [rows.setdefault(token, len(rows)) for one in chosen for token in one.sources]
-    target = [token for one in chosen for token in one.targets]
-    pairs = Pairs(
-        source=torch.tensor(source, device=device), target=torch.tensor(target, device=device)
+) -> Kept:
+    heads, damaged = split_finite(reader.heads(layer, ["value", "output"]))
+    reasons = silent(heads) | damaged
+    undefined = {f"L{layer}H{head}": reason for head, reason in reasons.items()}
+    if not torch.isfinite(sources).all():
+        undefined = {f"L{layer}": "NaN or infinite values in the first layer's MLP"}
+    if heads.absent:
+        undefined = {f"L{layer}": next(iter(heads.absent.values()))}
+    if heads.value is None or heads.output is None or f"L{layer}" in undefined:
+        shape = (heads.n_heads, len(pairs.source))
+        ranks = Ranks(plain=torch.full(shape, depth), negated=torch.full(shape, depth))
+        bad = torch.ones(heads.n_heads, dtype=torch.bool)
+    else:
+        ranks = target_ranks(sources, heads.value, heads.output, unembedding, pairs, depth=depth)
+        bad = torch.tensor([head in reasons for head in range(heads.n_heads)])
+    return Kept(
+        tensors={
+            "plain": ranks.plain.to(torch.int16),
+            "negated": ranks.negated.to(torch.int16),
+            "undefined": bad,
+        },
+        undefined=undefined,
     )
-    embedded = reader.embedding[torch.tensor(list(rows), device=device)]
-    after_mlp = reader.first_mlp(embedded) if first_mlp else embedded
-    unembedding = Unembedding(reader.unembedding)
-    progress.steps("relations", reader.n_layers)
-    layers = []
-    for layer in range(reader.n_layers):
-        layers.append(
-            target_ranks(
-                embedded if layer == 0 else after_mlp,
-                reader.values(layer),
-                reader.outputs(layer),
-                unembedding,
-                pairs,
-                depth=depth,
-            )
-        )
-        progress.advance()
-    sizes = [len(one.sources) for one in chosen]
-    plain = torch.stack([one.plain.cpu() for one in layers]).split(sizes, dim=2)
-    negated = torch.stack([one.negated.cpu() for one in layers]).split(sizes, dim=2)
-    return [Ranks(plain=p, negated=n) for p, n in zip(plain, negated, strict=True)]

@@ -1,8 +1,8 @@
-"""Asking the catalog: `sql`, `metrics`, `top`, `show`."""
+"""Asking the catalog: in SQL, by metric, by head, by token."""
 
 import re
 import signal
-from typing import Annotated, Any
+from typing import Annotated
 
 import pyarrow as pa
 import typer
@@ -11,7 +11,15 @@ from catalog import Catalog, Result, queries
 from catalog.errors import UsageError
 from ui.cli.common import Db, FormatOption, OutputOption, messages, open_catalog, write
 
-_HEAD = re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)", re.IGNORECASE)
+_HEAD = re.compile(r"L(?P<layer>\d{1,6})H(?P<head>\d{1,6})", re.IGNORECASE)
+
+ModelArgument = Annotated[str, typer.Argument(help="As `heads models` names it.")]
+HeadArgument = Annotated[str, typer.Argument(help="Such as L5H3, layer and head from 0.")]
+TextArgument = Annotated[
+    str, typer.Argument(help="A token as it is written, with the space before it if it has one.")
+]
+OfModel = Annotated[str | None, typer.Option("--model", help="Only heads of this model.")]
+Number = Annotated[int, typer.Option("-n", help="How many heads.")]
 
 
 def sql(
@@ -23,8 +31,9 @@ def sql(
 ) -> None:
     """Ask in SQL, reading only.
 
-    Views: models, heads, metrics, scores, labels, taxonomies, runs, probes, relations, and
-    score_runs, which also has the scores of runs that a later run has replaced.
+    Views: models, heads, metrics, scores, vectors, compositions, salient_operations, labels,
+    taxonomies, runs, probes, relations, and score_runs, which also has the scores of runs that a
+    later run has replaced.
 
     Example: heads sql "SELECT layer, head, value FROM scores WHERE metric = 'induction'
     ORDER BY value DESC LIMIT 5" --format csv
@@ -52,11 +61,11 @@ def metrics(
 def top(
     context: typer.Context,
     metric: Annotated[str, typer.Argument(help="As `heads metrics` names it.")],
-    model: Annotated[str | None, typer.Option(help="Only heads of this model.")] = None,
+    model: OfModel = None,
     probe: Annotated[
         str | None, typer.Option(help="Measured on this probe; by default the usual one.")
     ] = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="How many heads.")] = 10,
+    n: Number = 10,
     lowest: Annotated[bool, typer.Option("--lowest", help="Smallest first.")] = False,
     form: FormatOption = None,
     output: OutputOption = None,
@@ -84,7 +93,7 @@ def top(
 
 def show(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="As `heads models` names it.")],
+    model: ModelArgument,
     head: Annotated[str | None, typer.Argument(help="A head, such as L5H3.")] = None,
     form: FormatOption = None,
     output: OutputOption = None,
@@ -97,23 +106,93 @@ def show(
     Example: heads show gpt2 L5H1 --format json
     """
     catalog = open_catalog(context, db)
-    facts = queries.require_model(catalog, model)
-    write(
-        _of_model(catalog, model) if head is None else _of_head(catalog, facts, head), form, output
-    )
+    if head is None:
+        queries.require_model(catalog, model)
+        write(_of_model(catalog, model), form, output)
+        return
+    layer, number = _place(head)
+    queries.require_head(catalog, model, layer, number)
+    write(queries.head(catalog, model, layer, number), form, output)
 
 
-def _of_head(catalog: Catalog, facts: dict[str, Any], name: str) -> Result:
+def salient(
+    context: typer.Context,
+    model: ModelArgument,
+    head: HeadArgument,
+    form: FormatOption = None,
+    output: OutputOption = None,
+    db: Db = None,
+) -> None:
+    """The tokens that a head amplifies most, and the outputs that it maps each to.
+
+    Example: heads salient gpt2 L9H8
+
+    Example: heads salient gpt2 L9H8 --format csv -o salient.csv
+    """
+    write(queries.salient(open_catalog(context, db), model, *_place(head)), form, output)
+
+
+def writes(
+    context: typer.Context,
+    text: TextArgument,
+    model: OfModel = None,
+    suppressed: Annotated[
+        bool, typer.Option("--suppressed", help="The heads that suppress it instead.")
+    ] = False,
+    n: Number = 20,
+    form: FormatOption = None,
+    output: OutputOption = None,
+    db: Db = None,
+) -> None:
+    """Which heads, in which models, promote a token: for the tokens that they amplify most.
+
+    Example: heads writes " Paris"
+
+    Example: heads writes " Paris" --model gpt2 --suppressed --format json
+    """
+    catalog = open_catalog(context, db)
+    found = queries.writing(catalog, text, model=model, suppressed=suppressed, limit=n)
+    write(found, form, output)
+
+
+def reads(
+    context: typer.Context,
+    text: TextArgument,
+    model: OfModel = None,
+    n: Number = 20,
+    form: FormatOption = None,
+    output: OutputOption = None,
+    db: Db = None,
+) -> None:
+    """Which heads, in which models, amplify a token most, and what they promote for it.
+
+    Example: heads reads " France"
+
+    Example: heads reads " France" --model gpt2 -n 5
+    """
+    write(queries.reading(open_catalog(context, db), text, model=model, limit=n), form, output)
+
+
+def composition(
+    context: typer.Context,
+    model: ModelArgument,
+    head: HeadArgument,
+    form: FormatOption = None,
+    output: OutputOption = None,
+    db: Db = None,
+) -> None:
+    """Which earlier heads a head reads by query, key or value, and which later heads read it.
+
+    Example: heads composition gpt2 L5H1
+    """
+    write(queries.compositions(open_catalog(context, db), model, *_place(head)), form, output)
+
+
+def _place(name: str) -> tuple[int, int]:
     match = _HEAD.fullmatch(name)
     if match is None:
         raise UsageError(f"{name!r} is no head; write it like L5H3, layer and head from 0")
-    layer, head = int(match["layer"]), int(match["head"])
-    if layer >= facts["n_layers"] or head >= facts["n_heads"]:
-        raise UsageError(
-            f"{facts['model']} has {facts['n_layers']} layers of {facts['n_heads']} heads, "
-            f"counted from 0, and no {name}"
-        )
-    return queries.head(catalog, facts["model"], layer, head)
+    return int(match["layer"]), int(match["head"])
 
 
 def _of_model(catalog: Catalog, model: str) -> Result:
@@ -138,5 +217,5 @@ def _of_model(catalog: Catalog, model: str) -> Result:
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (sql, metrics, top, show):
+    for command in (sql, metrics, top, show, salient, writes, reads, composition):
         app.command()(command)

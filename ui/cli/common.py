@@ -23,6 +23,9 @@ from catalog.database import Database
 from catalog.errors import MissingExtraError, UsageError
 from catalog.settings import load_settings
 
+_TOKENS = {"token", "output"}
+"""Columns of texts whose spaces and line ends count: a table shows them in quotes."""
+
 messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -161,7 +164,7 @@ def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
         numbers = all(isinstance(row[column], int | float | None) for row in rows)
         table.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row[column]) for column in columns))
+        table.add_row(*(_cell(column, row[column]) for column in columns))
     # Data in a pipe must not be folded to some terminal's width.
     width = None if sys.stdout.isatty() else 10_000
     console = Console(file=io.StringIO(), width=width, markup=False, highlight=False)
@@ -170,7 +173,9 @@ def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines()) + "\n"
 
 
-def _cell(value: object) -> str:
+def _cell(column: str, value: object) -> str:
     if value is None:
         return ""
+    if column in _TOKENS and isinstance(value, str):
+        return repr(value)
     return f"{value:.4g}" if isinstance(value, float) else str(_plain(value))

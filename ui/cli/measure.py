@@ -91,7 +91,7 @@ def ingest(
     requests = [
         run.IngestRequest(
             model=one,
-            suites=tuple(suite or run.SUITES),
+            suites=tuple(suite or ()),
             name=name,
             revision=revision,
             device=device,
