@@ -26,7 +26,8 @@ class Catalog:
 
         Args:
             query: One reading statement over the views `models`, `heads`, `metrics`, `scores`,
-                `labels`, `runs`, `probes`, `relations` and `score_runs`.
+                `vectors`, `compositions`, `salient_operations`, `labels`, `taxonomies`, `runs`,
+                `probes`, `relations` and `score_runs`.
             parameters: Values for `:name` in the query.
 
         Returns:

@@ -88,6 +88,7 @@ def run(connection: Connection, query: str, parameters: Mapping[str, Any] | None
     Raises:
         QueryError: If the statement is not one reading statement, or the database refuses it.
     """
+    _require_unicode(query, *(parameters or {}).values())
     on_duckdb = connection.dialect.name == "duckdb"
     bound = str(text(query).compile(dialect=connection.dialect)) if parameters else query
     (_require_reading_duckdb if on_duckdb else _require_reading_postgresql)(bound)
@@ -104,6 +105,15 @@ def run(connection: Connection, query: str, parameters: Mapping[str, Any] | None
         raise QueryError(f"the database refused the query: {reason}") from error
     except duckdb.Error as error:
         raise QueryError(f"the query failed: {error}") from error
+
+
+def _require_unicode(*values: object) -> None:
+    """Refuse what a shell hands over of bytes that are no text: drivers stumble over it."""
+    for value in values:
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            raise QueryError(f"{value!r} is not UTF-8 text; give it as such") from None
 
 
 def _tidy(table: pa.Table) -> pa.Table:

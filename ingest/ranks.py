@@ -3,11 +3,11 @@
 For a source token with embedding e, head h writes e W_V W_O into the residual stream, and that
 reads as logits e W_V W_O W_U. Only ranks below a small depth matter, so most of the product with
 the vocabulary can be left out and the result stay exact: slices of the vocabulary are scored in
-turn, and a case (a head and a pair) whose target is beaten `depth` times both ways already is a
-certain miss. One case in a hundred goes through the whole vocabulary.
+turn, and a case (a head and a pair) whose target is beaten `depth` times both ways is a certain
+miss. One case in a hundred goes through the whole vocabulary.
 
 Only what is certain is counted: logits farther from the target's than rounding could move them.
-The few within that margin are settled in float64, one by one. So the ranks are those of float64,
+The few within that margin are settled in float64 at the end. So the ranks are those of float64,
 whatever the dtype of the products, the order of the slices and the device.
 """
 
@@ -22,20 +22,20 @@ from torch import Tensor
 
 _FIRST = 256
 _LARGEST = 8_192
-"""Columns of the first slice, which all cases go through, and of the largest; widths double."""
+"""Columns of the first slice, which every case goes through, and of the largest."""
 
 _MAX_ELEMENTS = 1 << 24
-"""Of a temporary tensor, where its size is free: 64 MB in float32."""
+"""Of a temporary tensor: 64 MB in float32."""
 
 _UNITS = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-22}
-"""A product of vectors of length n is off by n times this times their lengths, at the most.
+"""A product of vectors of length n is off by at most n times this, times their norms.
 
-That holds for any order of summing (Higham 2002, Accuracy and Stability of Numerical Algorithms,
-section 3.1). bfloat16 products are exact in float32 and summed in it; tensor cores cut sums off
-where others round, which costs twice as much, and is given twice that here.
+In whatever order it is summed (Higham 2002, Accuracy and Stability of Numerical Algorithms,
+section 3.1). Products of bfloat16 are exact in float32 and summed in it, but tensor cores cut off
+where others round, which costs twice as much; twice that is allowed here.
 """
 _SPARE = 8
-"""Added to n for roundings before and after the product, of float64 to float32 for one."""
+"""Added to n: for roundings to float32 before the product, second orders, and all of float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class _Slice:
 
 
 class Unembedding:
-    """The vocabulary side, prepared once for all layers; keeps a copy in the same dtype."""
+    """The vocabulary side, prepared once for all layers; keeps a copy, in the weight's dtype."""
 
     def __init__(
         self, weight: Float[Tensor, "vocab d_model"], *, screening: torch.dtype = torch.float32
@@ -80,15 +80,21 @@ class Unembedding:
 
         Args:
             weight: One direction per token.
-            screening: float32, or bfloat16 where products of that are faster; ranks are the same.
+            screening: float32, or bfloat16 where products of that are much faster. The ranks are
+                the same.
+
+        Raises:
+            ValueError: If screening is of another dtype.
         """
+        if screening not in _UNITS:
+            raise ValueError(f"screening in {screening}: expected float32 or bfloat16")
         self.weight = weight
         self.screening = screening
         chunks = weight.split(max(1, _MAX_ELEMENTS // weight.shape[1]))
-        # What all directions share moves every logit alike. Of what is left, long ones stand out
-        # either way: on SmolLM2 four times fewer cases survive 2,048 columns than in random order.
-        total = torch.stack([chunk.sum(dim=0, dtype=torch.float32) for chunk in chunks]).sum(dim=0)
-        mean = total / len(weight)
+        # What all directions share moves every logit alike. By what is left of them, the long ones
+        # stand out, either way: on SmolLM2 a quarter as many cases survive 2,048 columns as in
+        # random order.
+        mean = torch.stack([chunk.float().sum(dim=0) for chunk in chunks]).sum(dim=0) / len(weight)
         spread = torch.cat([(chunk.float() - mean).norm(dim=1) for chunk in chunks])
         order = spread.argsort(descending=True, stable=True)
         ends = [0]
@@ -103,12 +109,8 @@ class Unembedding:
         rows = self.weight[tokens]
         full = rows.float()
         lost = full - full.to(self.screening)
-        return _Slice(
-            tokens=tokens,
-            rows=rows,
-            norm=float(full.norm(dim=1).max()),
-            lost=float(lost.norm(dim=1).max()),
-        )
+        norm, lost_norm = (float(some.norm(dim=1).max()) for some in (full, lost))
+        return _Slice(tokens=tokens, rows=rows, norm=norm, lost=lost_norm)
 
 
 def target_ranks(
@@ -129,7 +131,7 @@ def target_ranks(
         unembedding: The vocabulary's directions.
         pairs: Which source maps to which target.
         depth: Ranks from here on are all returned as `depth`. So are those of a head with NaN or
-            infinite weights; one that writes nothing ties everywhere, which is rank 0.
+            infinite weights. One that writes nothing ties everywhere, which is rank 0.
 
     Source: Elhelo and Geva 2024, arXiv:2412.11965 (section 3).
     """
@@ -157,26 +159,35 @@ class _Cases:
         pairs: Pairs,
         depth: int,
     ) -> None:
-        self._unembedding = unembedding
-        self._depth = depth
-        self._outputs = outputs
         n_heads, n_pairs = len(outputs), len(pairs.source)
+        self._unembedding = unembedding
+        self._outputs = outputs
+        self._depth = depth
         self._head = torch.arange(n_heads, device=sources.device).repeat_interleave(n_pairs)
         self._target = pairs.target.repeat(n_heads)
         kv_head = self._head // (n_heads // len(values))
         self._row = kv_head * len(sources) + pairs.source.repeat(n_heads)
-        # Scaling what a head reads, or its outputs, leaves ranks as they are. Both get length 1,
-        # so that errors depend on the columns alone, and nothing overflows.
+        # What a head reads and its outputs both get norm 1, which moves no rank: errors then
+        # depend on the columns alone, and nothing overflows.
         read = torch.einsum("sd,kde->kse", sources.double(), values.double()).flatten(0, 1)
-        read_length = read.norm(dim=1)
-        self._read = read / _divisor(read_length)[:, None]
-        self._length = torch.stack([output.double().norm() for output in outputs])
+        read_norm = read.norm(dim=1)
+        self._read = read / _divisor(read_norm)[:, None]
+        self._norm = torch.stack([output.double().norm() for output in outputs])
         self._own = self._own_logits(pairs)
         finite = self._own.isfinite()
-        self._open = finite & (read_length[self._row] > 0) & (self._length[self._head] > 0)
+        self._open = finite & (read_norm[self._row] > 0) & (self._norm[self._head] > 0)
         self.above = torch.where(finite, 0, depth)
         self.below = self.above.clone()
-        self._close: list[tuple[Tensor, Tensor]] = []
+        self._close: list[tuple[Int[Tensor, " close"], Int[Tensor, " close"]]] = []
+
+    def _own_logits(self, pairs: Pairs) -> Float[Tensor, " case"]:
+        tokens, index = pairs.target.unique(return_inverse=True)
+        targets = self._unembedding.weight[tokens].double().T
+        own = self._read.new_empty(len(self._outputs), len(pairs.target))
+        for head, row in enumerate(self._row.reshape(own.shape)):
+            directions = (self._output(head) @ targets).T
+            own[head] = (self._read[row] * directions[index]).sum(dim=1)
+        return own.flatten()
 
     def screen(self, number: int) -> None:
         """Count a slice's logits for the cases undecided so far.
@@ -188,99 +199,98 @@ class _Cases:
         full = columns.rows.float()
         width, (n_heads, d_head, d_model) = len(full), self._outputs.shape
         step = max(1, _MAX_ELEMENTS // max(width, d_model))
-        cases = self._undecided().nonzero().squeeze(1)
-        per_head = self._head[cases].bincount(minlength=n_heads)
-        crowded = d_head * (d_model + per_head) * width < per_head * d_model * (d_head + width)
+        undecided = self._undecided()
+        left = undecided.reshape(n_heads, -1).sum(dim=1)
+        crowded = d_head * (d_model + left) * width < left * d_model * (d_head + width)
+        cases = undecided.nonzero().squeeze(1)
+        of_head = cases.split(left.tolist())
         error = _UNITS[torch.float32] * (d_model + d_head + _SPARE) * columns.norm
         for head in crowded.nonzero().squeeze(1).tolist():
             directions = self._output(head).float() @ full.T
-            for some in cases[self._head[cases] == head].split(step):
+            for some in of_head[head].split(step):
                 logits = self._read[self._row[some]].float() @ directions
-                self._count(some, number, logits, torch.full_like(self._own[some], error))
+                self._count(some, number, logits, error)
         rows = full.to(self._unembedding.screening)
         unit = _UNITS[rows.dtype] * (d_model + _SPARE)
         for some in cases[~crowded[self._head[cases]]].split(step):
             written = self._written(some)
             given = written.to(rows.dtype)
-            length, lost = written.norm(dim=1), (written - given).norm(dim=1)
-            # What conversion takes from either factor, and what the product adds.
-            errors = (lost + unit * length) * (columns.norm + columns.lost) + length * columns.lost
+            norm, lost = written.norm(dim=1), (written - given).norm(dim=1)
+            errors = norm * columns.lost
+            errors += (lost + unit * (norm + lost)) * (columns.norm + columns.lost)
             self._count(some, number, given @ rows.T, errors)
 
-    def settle(self) -> None:
-        """Count the logits that were too close to tell, for the cases that they matter to."""
-        weight = self._unembedding.weight
-        step = max(1, _MAX_ELEMENTS // (4 * weight.shape[1]))
-        for cases, tokens in self._close:
-            open_ = self._undecided()[cases]
-            for case, token in zip(
-                cases[open_].split(step), tokens[open_].split(step), strict=True
-            ):
-                global N
-                N += len(case)
-                lead = weight[token].double() - weight[self._target[case]].double()
-                lead = (self._written(case) * lead).sum(dim=1)
-                self.above.index_add_(0, case, (lead > 0).long())
-                self.below.index_add_(0, case, (lead < 0).long())
-        self._close.clear()
-
-    def _own_logits(self, pairs: Pairs) -> Float[Tensor, " case"]:
-        tokens, index = pairs.target.unique(return_inverse=True)
-        targets = self._unembedding.weight[tokens].double().T
-        own = torch.empty_like(self._row, dtype=torch.float64).reshape(len(self._outputs), -1)
-        for head, row in enumerate(self._row.reshape(own.shape)):
-            directions = (self._output(head) @ targets).T
-            own[head] = (self._read[row] * directions[index]).sum(dim=1)
-        return own.flatten()
+    def _undecided(self) -> Bool[Tensor, " case"]:
+        return self._open & ((self.above < self._depth) | (self.below < self._depth))
 
     def _output(self, head: int) -> Float[Tensor, "d_head d_model"]:
-        return self._outputs[head].double() / _divisor(self._length[head])
+        return self._outputs[head].double() / _divisor(self._norm[head])
 
     def _written(self, cases: Int[Tensor, " case"]) -> Float[Tensor, "case d_model"]:
         written = self._read.new_empty(len(cases), self._outputs.shape[2])
         heads, counts = self._head[cases].unique_consecutive(return_counts=True)
         sizes = counts.tolist()
         reads = self._read[self._row[cases]].split(sizes)
-        for head, read, out in zip(heads.tolist(), reads, written.split(sizes), strict=True):
-            torch.mm(read, self._output(head), out=out)
+        for head, read, room in zip(heads.tolist(), reads, written.split(sizes), strict=True):
+            torch.mm(read, self._output(head), out=room)
         return written
-
-    def _undecided(self) -> Bool[Tensor, " case"]:
-        return self._open & ((self.above < self._depth) | (self.below < self._depth))
 
     def _count(
         self,
         cases: Int[Tensor, " case"],
         number: int,
         logits: Float[Tensor, "case column"],
-        error: Float[Tensor, " case"],
+        error: Float[Tensor, " case"] | float,
     ) -> None:
+        """Count logits that are off by no more than the error, and keep those too close to tell."""
         own = self._own[cases]
-        # Rounding keeps order: what is on one side of a rounded bound was there before.
+        # Rounding keeps order, so rounded bounds part rounded logits as exact ones the exact.
         low = (own - error).to(logits.dtype)[:, None]
         high = (own + error).to(logits.dtype)[:, None]
-        # Comparing into floats and summing those is several times faster on a CPU than into
-        # booleans.
+        # On a CPU, comparing into floats and summing those is faster than counting booleans.
         room = torch.empty_like(logits)
         above = torch.gt(logits, high, out=room).sum(dim=1, dtype=torch.float32).long()
         below = torch.lt(logits, low, out=room).sum(dim=1, dtype=torch.float32).long()
         self.above[cases] += above
         self.below[cases] += below
         itself = self._unembedding.slice_of[self._target[cases]] == number
-        unclear = logits.shape[1] - above - below > itself.long()
+        unclear = logits.shape[1] - above - below > itself
         rows = (unclear & self._undecided()[cases]).nonzero().squeeze(1)
         near = (logits[rows] >= low[rows]) & (logits[rows] <= high[rows])
         row, column = near.nonzero(as_tuple=True)
         self._close.append((cases[rows[row]], self._unembedding.slices[number].tokens[column]))
+        if sum(len(close) for close, _ in self._close) > _MAX_ELEMENTS:
+            self.settle()
+
+    def settle(self) -> None:
+        """Compare the logits too close to tell, in float64, of cases that are still undecided."""
+        weight = self._unembedding.weight
+        step = max(1, _MAX_ELEMENTS // weight.shape[1] // 4)
+        for cases, tokens in self._close:
+            wanted = self._undecided()[cases]
+            parts = cases[wanted].split(step), tokens[wanted].split(step)
+            for some, token in zip(*parts, strict=True):
+                # Of a duplicate of the target's direction, this is 0 to the last bit.
+                difference = weight[token].double() - weight[self._target[some]].double()
+                lead = (self._written(some) * difference).sum(dim=1)
+                self.above.index_add_(0, some, (lead > 0).long())
+                self.below.index_add_(0, some, (lead < 0).long())
+        self._close.clear()
 
 
-N = 0
-
-
-def _divisor(norm):
+def _divisor(norm: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     return norm.where(norm > 0, 1)
 
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    yield
+    """No TensorFloat-32 for float32, no sums in bfloat16: the bounds on errors count on it."""
+    matmul = torch.backends.cuda.matmul
+    before = torch.get_float32_matmul_precision(), matmul.allow_bf16_reduced_precision_reduction
+    torch.set_float32_matmul_precision("highest")
+    matmul.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        matmul.allow_bf16_reduced_precision_reduction = before[1]

@@ -1,8 +1,15 @@
 """Vectors, compositions and salient operations: published with a run, found by head and token."""
 
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +31,7 @@ from published import (
 from catalog import Catalog, publishing, queries
 from catalog.declarations import SALIENT, Measurement, Results, VectorMeasurement
 from catalog.errors import UsageError
+from catalog.rows import Keys
 
 SPECTRUM = metric("spectrum", suite="weights", is_vector=True)
 NORM = metric("norm", suite="weights")
@@ -253,15 +261,28 @@ def vectors(lists: Sequence[Sequence[float] | None]) -> Results:
         ),
     ],
 )
-def test_what_cannot_be_a_detail_is_refused_as_a_whole(
-    empty_catalog: Catalog, results: Results, reason: str
-) -> None:
+def test_what_is_not_as_declared_is_refused(results: Results, reason: str) -> None:
+    keys = Keys(
+        run_id=1,
+        n_layers=3,
+        n_heads=4,
+        heads=pa.array(range(12), pa.int32()),
+        scores={"norm": 1},
+        vectors={"spectrum": 2},
+        probes={"weights": 1},
+    )
+    with pytest.raises(ValueError, match=reason):
+        publishing._rows(results, keys)
+
+
+def test_one_bad_row_refuses_a_run_as_a_whole(empty_catalog: Catalog) -> None:
     first = run_weights(empty_catalog, "a")
     publish_results(empty_catalog, first, everything(), [NORM, SPECTRUM])
     before = {view: rows_of(empty_catalog, view) for view in VIEWS}
     second = run_weights(empty_catalog, "b")
-    with pytest.raises(ValueError, match=reason):
-        publish_results(empty_catalog, second, results, [NORM, SPECTRUM])
+    bad = replace(everything(0.75), salient=salients(salient(logit=float("nan"))).salient)
+    with pytest.raises(ValueError, match="expected a finite logit"):
+        publish_results(empty_catalog, second, bad, [NORM, SPECTRUM])
     assert {view: rows_of(empty_catalog, view) for view in VIEWS} == before
 
 
@@ -438,3 +459,49 @@ def test_a_list_is_no_score_to_rank_heads_by(empty_catalog: Catalog) -> None:
         queries.probes_of(empty_catalog, "spectrum")
     with pytest.raises(UsageError, match=r"no scores of 'nrom' \(did you mean norm\?"):
         queries.probes_of(empty_catalog, "nrom")
+
+
+def test_the_commands_show_spaces_and_pass_raw_texts_on(duckdb_url: str) -> None:
+    import catalog
+
+    one = catalog.connect(duckdb_url, create=True)
+    run_salient(one, salient(), salient(token_rank=1, token="\n\x1b[31m", head=1))
+    run_id = run_weights(one, name="w", source="w")
+    publish_results(one, run_id, compositions(composition()))
+
+    def heads(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [Path(sys.executable).with_name("heads"), "--db", duckdb_url, *arguments],
+            env=os.environ | {"COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    lines = heads("salient", "m", "l0h0").stdout.splitlines()
+    assert lines[0].split() == [
+        *("token_rank", "token", "norm", "direction", "output_rank", "output", "logit")
+    ]
+    assert "' France'" in lines[1]
+    assert "' Paris'" in lines[1]
+    of_other = heads("writes", " Paris", "-n", "2").stdout
+    assert r"'\n\x1b[31m'" in of_other
+    rows = json.loads(heads("writes", " Paris", "--model", "m", "-f", "json").stdout)
+    assert [row["token"] for row in rows] == [" France", "\n\x1b[31m"]
+    read = list(csv.DictReader(io.StringIO(heads("reads", " France", "-f", "csv").stdout)))
+    assert (read[0]["name"], read[0]["output"]) == ("L0H0", " Paris")
+    assert "reads  query      0     0  L0H0" in heads("composition", "w", "L1H0").stdout
+    for arguments, reason in {
+        ("writes", "Paris"): "did you mean ' Paris', with a space before it?",
+        ("writes", " Paris", "--suppressed"): "no head suppresses ' Paris'",
+        ("salient", "w", "L0H0"): "`heads ingest MODEL --suite salient` fills it",
+        ("composition", "m", "L0H0"): "`heads ingest MODEL --suite weights` fills it",
+        ("salient", "m", "L9H0"): "3 layers of 4 heads",
+        ("salient", "m", "9.0"): "write it like L5H3",
+        ("reads", " France", "-n", "9" * 30): "expected 1 to 1,000,000",
+    }.items():
+        done = heads(*arguments)
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert reason in done.stderr
+    no_text = heads("writes", b"\xff".decode(errors="surrogateescape"))
+    assert (no_text.returncode, "is not UTF-8 text" in no_text.stderr) == (7, True)

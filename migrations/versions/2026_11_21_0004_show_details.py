@@ -26,7 +26,7 @@ VIEWS = {
                c.kind, c.value, c.run_id
         FROM composition c
         JOIN head h ON h.id = c.head_id
-        JOIN head w ON w.id = c.from_head_id
+        JOIN head w ON w.id = c.from_head_id AND w.model_id = h.model_id
         JOIN model m ON m.id = h.model_id
     """,
     "salient_operations": """

@@ -1,4 +1,4 @@
-"""Measuring models: `ingest`."""
+"""Measuring models: `ingest`, `composition-matrix`."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,8 +9,17 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from catalog import Result
 from catalog.errors import UsageError
-from ui.cli.common import Db, messages, open_catalog, require
+from ui.cli.common import (
+    Db,
+    FormatOption,
+    OutputOption,
+    messages,
+    open_catalog,
+    require,
+    write,
+)
 
 
 class _Shown:
@@ -51,7 +60,8 @@ def ingest(
         list[str], typer.Argument(help="A folder, a .gguf file or a Hub id (ORGANISATION/NAME).")
     ],
     suite: Annotated[
-        list[str] | None, typer.Option(help="patterns or relations; may be repeated.")
+        list[str] | None,
+        typer.Option(help="relations, weights, salient or patterns; may be repeated."),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     name: Annotated[str | None, typer.Option(help="What the catalog shall call it.")] = None,
@@ -68,7 +78,7 @@ def ingest(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Measure again what is there.")] = False,
     first_mlp: Annotated[
-        bool, typer.Option(help="relations: later layers read the first MLP's output.")
+        bool, typer.Option(help="From weights: later layers read the first MLP's output.")
     ] = True,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Unpickle weights; can run any code in them.")
@@ -79,7 +89,9 @@ def ingest(
 
     What has been measured already, on the same contents, is left as it is.
 
-    Example: heads ingest ./my-model --suite patterns
+    Work on weights goes layer by layer, and where it was stopped it goes on.
+
+    Example: heads ingest ./my-model --suite relations --suite weights
 
     Example: heads ingest HuggingFaceTB/SmolLM2-135M --revision main
 
@@ -119,5 +131,42 @@ def ingest(
             )
 
 
+def composition_matrix(
+    model: Annotated[
+        str, typer.Argument(help="A folder, a .gguf file or a Hub id (ORGANISATION/NAME).")
+    ],
+    kind: Annotated[
+        str | None, typer.Option(help="query, key or value; all three by default.")
+    ] = None,
+    layer: Annotated[int | None, typer.Option(min=0, help="Only heads of this layer read.")] = None,
+    from_layer: Annotated[
+        int | None, typer.Option(min=0, help="Only heads of this layer write.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    form: FormatOption = None,
+    output: OutputOption = None,
+) -> None:
+    """Composition scores of all pairs of heads, computed now from a checkpoint.
+
+    The catalog keeps each head's strongest (`heads composition`); these are all.
+
+    Example: heads composition-matrix model.gguf --kind key --layer 18 -o key18.parquet
+    """
+    compose = require("ingest.compose", "ingest")
+    with _progress() as progress:
+        table = compose.composition_matrix(
+            model,
+            kind=kind,
+            layer=layer,
+            from_layer=from_layer,
+            revision=revision,
+            device=device,
+            progress=progress,
+        )
+    write(Result(table), form, output)
+
+
 def add_to(app: typer.Typer) -> None:
     app.command()(ingest)
+    app.command()(composition_matrix)
