@@ -169,4 +169,4 @@ def composition_matrix(
 
 def add_to(app: typer.Typer) -> None:
     app.command()(ingest)
-    app.command()(composition_matrix)
+    app.command("composition-matrix")(composition_matrix)
