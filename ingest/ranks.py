@@ -167,15 +167,16 @@ class _Cases:
         self._target = pairs.target.repeat(n_heads)
         kv_head = self._head // (n_heads // len(values))
         self._row = kv_head * len(sources) + pairs.source.repeat(n_heads)
-        # What a head reads and its outputs both get norm 1, which moves no rank: errors then
-        # depend on the columns alone, and nothing overflows.
+        # Scaling what a head reads, and its outputs, moves no rank and keeps float32 from
+        # overflowing. `reach` bounds the norm of what it then writes.
         read = torch.einsum("sd,kde->kse", sources.double(), values.double()).flatten(0, 1)
-        read_norm = read.norm(dim=1)
-        self._read = read / _divisor(read_norm)[:, None]
-        self._norm = torch.stack([output.double().norm() for output in outputs])
+        read_norm, norm = read.norm(dim=1), torch.stack([one.double().norm() for one in outputs])
+        read_scale, self._scale = _power_of_two(read_norm), _power_of_two(norm)
+        self._read = read / read_scale[:, None]
+        self._reach = (read_norm / read_scale)[self._row] * (norm / self._scale)[self._head]
         self._own = self._own_logits(pairs)
         finite = self._own.isfinite()
-        self._open = finite & (read_norm[self._row] > 0) & (self._norm[self._head] > 0)
+        self._open = finite & (self._reach > 0)
         self.above = torch.where(finite, 0, depth)
         self.below = self.above.clone()
         self._close: list[tuple[Int[Tensor, " close"], Int[Tensor, " close"]]] = []
@@ -209,7 +210,7 @@ class _Cases:
             directions = self._output(head).float() @ full.T
             for some in of_head[head].split(step):
                 logits = self._read[self._row[some]].float() @ directions
-                self._count(some, number, logits, error)
+                self._count(some, number, logits, error * self._reach[some])
         rows = full.to(self._unembedding.screening)
         unit = _UNITS[rows.dtype] * (d_model + _SPARE)
         for some in cases[~crowded[self._head[cases]]].split(step):
@@ -224,7 +225,7 @@ class _Cases:
         return self._open & ((self.above < self._depth) | (self.below < self._depth))
 
     def _output(self, head: int) -> Float[Tensor, "d_head d_model"]:
-        return self._outputs[head].double() / _divisor(self._norm[head])
+        return self._outputs[head].double() / self._scale[head]
 
     def _written(self, cases: Int[Tensor, " case"]) -> Float[Tensor, "case d_model"]:
         written = self._read.new_empty(len(cases), self._outputs.shape[2])
@@ -240,7 +241,7 @@ class _Cases:
         cases: Int[Tensor, " case"],
         number: int,
         logits: Float[Tensor, "case column"],
-        error: Float[Tensor, " case"] | float,
+        error: Float[Tensor, " case"],
     ) -> None:
         """Count logits that are off by no more than the error, and keep those too close to tell."""
         own = self._own[cases]
@@ -278,8 +279,9 @@ class _Cases:
         self._close.clear()
 
 
-def _divisor(norm: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    return norm.where(norm > 0, 1)
+def _power_of_two(norm: Float[Tensor, " one"]) -> Float[Tensor, " one"]:
+    """The next one above: dividing by it rounds nothing, so that ties stay ties."""
+    return torch.where(norm > 0, norm / norm.frexp().mantissa, 1)
 
 
 @contextmanager

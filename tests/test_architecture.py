@@ -50,6 +50,7 @@ def test_the_top_level_is_what_it_shall_be() -> None:
         "LICENSE",
         "Makefile",
         "README.md",
+        "benchmarks",
         "catalog",
         "constraints.txt",
         "docker-compose.yml",
