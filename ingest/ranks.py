@@ -28,14 +28,15 @@ _MAX_ELEMENTS = 1 << 24
 """Of a temporary tensor: 64 MB in float32."""
 
 _UNITS = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-22}
-"""A product of vectors of length n is off by at most n times this, times their norms.
+"""What rounding one sum of a product changes, relative to it.
 
-In whatever order it is summed (Higham 2002, Accuracy and Stability of Numerical Algorithms,
-section 3.1). Products of bfloat16 are exact in float32 and summed in it, but tensor cores cut off
-where others round, which costs twice as much; twice that is allowed here.
+Products of bfloat16 are exact in float32 and summed in it, but tensor cores cut off where others
+round, which costs twice as much; twice that is allowed here.
 """
 _SPARE = 8
-"""Added to n: for roundings to float32 before the product, second orders, and all of float64."""
+"""Added to the terms of a product: roundings to float32 before it, and all of float64."""
+_DEVIATIONS = 10.0
+"""Roundings of n terms add up to less than sqrt(n) times this, but for odds of 4e-22 n."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,14 +206,14 @@ class _Cases:
         crowded = d_head * (d_model + left) * width < left * d_model * (d_head + width)
         cases = undecided.nonzero().squeeze(1)
         of_head = cases.split(left.tolist())
-        error = _UNITS[torch.float32] * (d_model + d_head + _SPARE) * columns.norm
+        error = _relative_error(torch.float32, d_model + d_head) * columns.norm
         for head in crowded.nonzero().squeeze(1).tolist():
             directions = self._output(head).float() @ full.T
             for some in of_head[head].split(step):
                 logits = self._read[self._row[some]].float() @ directions
                 self._count(some, number, logits, error * self._reach[some])
         rows = full.to(self._unembedding.screening)
-        unit = _UNITS[rows.dtype] * (d_model + _SPARE)
+        unit = _relative_error(rows.dtype, d_model)
         for some in cases[~crowded[self._head[cases]]].split(step):
             written = self._written(some)
             given = written.to(rows.dtype)
@@ -296,3 +297,14 @@ def _full_precision() -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(before[0])
         matmul.allow_bf16_reduced_precision_reduction = before[1]
+
+
+def _relative_error(dtype: torch.dtype, n_terms: int) -> float:
+    """How far a product of vectors may be off, relative to the product of their norms.
+
+    n roundings at the worst (Higham 2002, Accuracy and Stability of Numerical Algorithms, section
+    3.1), which for thousands of terms never happens: errors of either sign add up like random ones
+    (Higham and Mary 2019, A New Approach to Probabilistic Rounding Error Analysis, theorem 3.1).
+    """
+    terms = n_terms + _SPARE
+    return _UNITS[dtype] * min(terms, _DEVIATIONS * terms**0.5)
