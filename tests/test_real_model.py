@@ -15,7 +15,6 @@ import pytest
 import torch
 from gguf import GGUFReader, dequantize
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import catalog
 from catalog import Catalog
