@@ -11,7 +11,7 @@ The few within that margin are settled in float64 at the end. So the ranks are t
 whatever the dtype of the products, the order of the slices and the device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -185,7 +185,7 @@ class _Cases:
     def _own_logits(self, pairs: Pairs) -> Float[Tensor, " case"]:
         tokens, index = pairs.target.unique(return_inverse=True)
         targets = self._unembedding.weight[tokens].double().T
-        own = self._read.new_empty(len(self._outputs), len(pairs.target))
+        own = self._read.new_empty(len(self._outputs), len(index))
         for head, row in enumerate(self._row.reshape(own.shape)):
             directions = (self._output(head) @ targets).T
             own[head] = (self._read[row] * directions[index]).sum(dim=1)
@@ -198,23 +198,26 @@ class _Cases:
         product of its outputs with the columns, through the model's where few are left.
         """
         columns = self._unembedding.slices[number]
-        full = columns.rows.float()
-        width, (n_heads, d_head, d_model) = len(full), self._outputs.shape
+        width, (n_heads, d_head, d_model) = len(columns.tokens), self._outputs.shape
         step = max(1, _MAX_ELEMENTS // max(width, d_model))
         undecided = self._undecided()
         left = undecided.reshape(n_heads, -1).sum(dim=1)
         crowded = d_head * (d_model + left) * width < left * d_model * (d_head + width)
         cases = undecided.nonzero().squeeze(1)
-        of_head = cases.split(left.tolist())
-        error = _relative_error(torch.float32, d_model + d_head) * columns.norm
-        for head in crowded.nonzero().squeeze(1).tolist():
-            directions = self._output(head).float() @ full.T
-            for some in of_head[head].split(step):
-                logits = self._read[self._row[some]].float() @ directions
+        through_head = crowded[self._head[cases]]
+        heads = crowded.nonzero().squeeze(1).tolist()
+        if heads:
+            outputs = torch.cat([self._output(head).float() for head in heads])
+            products = (outputs @ columns.rows.float().T).split(d_head)
+            directions = dict(zip(heads, products, strict=True))
+            error = _relative_error(torch.float32, d_model + d_head) * columns.norm
+            for some in cases[through_head].split(step):
+                logits = outputs.new_empty(len(some), width)
+                self._read_times(some, directions.__getitem__, out=logits)
                 self._count(some, number, logits, error * self._reach[some])
-        rows = full.to(self._unembedding.screening)
+        rows = columns.rows.to(self._unembedding.screening)
         unit = _relative_error(rows.dtype, d_model)
-        for some in cases[~crowded[self._head[cases]]].split(step):
+        for some in cases[~through_head].split(step):
             written = self._written(some)
             given = written.to(rows.dtype)
             norm, lost = written.norm(dim=1), (written - given).norm(dim=1)
@@ -230,12 +233,22 @@ class _Cases:
 
     def _written(self, cases: Int[Tensor, " case"]) -> Float[Tensor, "case d_model"]:
         written = self._read.new_empty(len(cases), self._outputs.shape[2])
+        self._read_times(cases, self._output, out=written)
+        return written
+
+    def _read_times(
+        self,
+        cases: Int[Tensor, " case"],
+        factor: Callable[[int], Float[Tensor, "d_head any"]],
+        *,
+        out: Float[Tensor, "case any"],
+    ) -> None:
+        """Multiply what the cases' heads read by a factor of each head."""
         heads, counts = self._head[cases].unique_consecutive(return_counts=True)
         sizes = counts.tolist()
-        reads = self._read[self._row[cases]].split(sizes)
-        for head, read, room in zip(heads.tolist(), reads, written.split(sizes), strict=True):
-            torch.mm(read, self._output(head), out=room)
-        return written
+        reads = self._read[self._row[cases]].to(out.dtype).split(sizes)
+        for head, read, room in zip(heads.tolist(), reads, out.split(sizes), strict=True):
+            torch.mm(read, factor(head), out=room)
 
     def _count(
         self,
