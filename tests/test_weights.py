@@ -301,3 +301,14 @@ def test_a_head_that_writes_nothing_ranks_nothing(duckdb_url: str, tmp_path: Pat
     notes = one.sql("SELECT notes FROM runs WHERE suite = 'relations'").rows()[0]["notes"]
     reason = "it writes nothing: its output weights are zero"
     assert json.loads(notes)["undefined"] == {"L2H3": reason}
+
+    weights["model.layers.0.mlp.down_proj.weight"][:] = 0
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    ingest(
+        one,
+        IngestRequest(model=str(folder), suites=("relations",), relations=str(words), only=True),
+    )
+    defined = one.sql(
+        "SELECT DISTINCT layer FROM scores WHERE value IS NOT NULL AND metric LIKE 'relation%'"
+    )
+    assert defined.rows() == [{"layer": 0}]

@@ -183,6 +183,8 @@ def _layer_ranks(
     undefined = {f"L{layer}H{head}": reason for head, reason in reasons.items()}
     if not torch.isfinite(sources).all():
         undefined = {f"L{layer}": "NaN or infinite values in the first layer's MLP"}
+    elif not sources.any():
+        undefined = {f"L{layer}": "the first layer's MLP writes nothing, so all tokens tie"}
     if heads.absent:
         undefined = {f"L{layer}": next(iter(heads.absent.values()))}
     if heads.value is None or heads.output is None or f"L{layer}" in undefined:
