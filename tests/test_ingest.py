@@ -463,15 +463,6 @@ def test_a_damaged_head_is_undefined_with_its_reason_and_the_others_are_not(
         ingest(empty_catalog, IngestRequest(model=str(checkpoint), suites=("patterns",), name="m"))
 
 
-def test_a_model_whose_attention_cannot_be_observed_is_read_all_the_same(
-    duckdb_url: str, tmp_path: Path
-) -> None:
-    one = catalog.connect(duckdb_url, create=True)
-    folder = tiny.save(tmp_path / "bloom", "bloom")
-    with pytest.raises(ModelError, match="attention of bloom cannot be observed"):
-        ingest(one, IngestRequest(model=str(folder), suites=("patterns",)))
-
-
 def test_a_killed_ingest_goes_on_at_the_layer_where_it_stopped(
     duckdb_url: str, checkpoint: Path, relations: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

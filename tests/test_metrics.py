@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ingest.metrics import PATTERN_METRICS, RELATION_METRICS, Sequences
+from ingest.metrics import PATTERN_GROUP_METRICS, PATTERN_METRICS, RELATION_METRICS, Sequences
 
 PERIOD = 5
 
@@ -50,6 +50,9 @@ IDEAL: dict[str, Tensor] = {
     "first_token": attending(2 * PERIOD, lambda _: 0),
     "duplicate_token": attending(2 * PERIOD, lambda q: max(q - PERIOD, 0)),
     "induction": attending(2 * PERIOD, lambda q: max(q - PERIOD + 1, 0)),
+    "previous_token_strict": attending(2 * PERIOD, lambda q: max(q - 1, 0)),
+    "duplicate_token_strict": attending(2 * PERIOD, lambda q: max(q - PERIOD, 0)),
+    "induction_strict": attending(2 * PERIOD, lambda q: max(q - PERIOD + 1, 0)),
     "confidence": attending(2 * PERIOD, lambda q: q // 2),
     "local_8": attending(2 * PERIOD, lambda q: max(q - 7, 0)),
 }
@@ -60,12 +63,23 @@ def test_an_ideal_head_scores_one(name: str) -> None:
     assert score(name, IDEAL[name], period=PERIOD) == 1
 
 
-@pytest.mark.parametrize("name", ["previous_token", "current_token", "duplicate_token"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "previous_token",
+        "previous_token_strict",
+        "current_token",
+        "duplicate_token",
+        "duplicate_token_strict",
+    ],
+)
 def test_an_ideal_head_of_another_kind_scores_zero(name: str) -> None:
     # The ideal head that looks furthest back: position 0, from everywhere but position 0.
     far = IDEAL["first_token"].clone()
     far[1] = 0  # query 1 has position 0 as its previous one
-    assert score(name, far, period=PERIOD) == (1 / PERIOD if name == "duplicate_token" else 0)
+    assert score(name, far, period=PERIOD) == (
+        1 / PERIOD if name.startswith("duplicate_token") else 0
+    )
 
 
 def test_uniform_attention_scores_what_paper_says() -> None:
@@ -77,6 +91,9 @@ def test_uniform_attention_scores_what_paper_says() -> None:
         assert score(name, uniform(n)) == pytest.approx(harmonic)
     for name in ("duplicate_token", "induction"):
         assert score(name, uniform(n), period=PERIOD) == pytest.approx(second)
+    # All keys tie.
+    for name in ("previous_token_strict", "duplicate_token_strict", "induction_strict"):
+        assert score(name, uniform(n), period=PERIOD) == 0
     assert score("entropy", uniform(n)) == pytest.approx(sum(math.log(q + 1) for q in range(n)) / n)
     assert score("entropy_normalized", uniform(n)) == pytest.approx(1)
     assert score("distance", uniform(n)) == pytest.approx(sum(q / 2 for q in range(1, n)) / (n - 1))
@@ -105,6 +122,14 @@ def test_a_bos_token_shifts_the_blocks() -> None:
         score("duplicate_token", induction)
 
 
+def most(p: Tensor, n: int, behind: int, first: int) -> list[float]:
+    """Per query 1 where the key so far behind has more than every other, else 0."""
+    return [
+        float(all(p[q, q - behind] > p[q, k] for k in range(n) if k != q - behind))
+        for q in range(first, n)
+    ]
+
+
 LOOPS: dict[str, Callable[[Tensor, int, int], list[float]]] = {
     "previous_token": lambda p, n, _: [float(p[q, q - 1]) for q in range(1, n)],
     "current_token": lambda p, n, _: [float(p[q, q]) for q in range(1, n)],
@@ -112,6 +137,9 @@ LOOPS: dict[str, Callable[[Tensor, int, int], list[float]]] = {
     "confidence": lambda p, n, _: [max(map(float, p[q])) for q in range(1, n)],
     "duplicate_token": lambda p, n, t: [float(p[q, q - t]) for q in range(n - t, n)],
     "induction": lambda p, n, t: [float(p[q, q - t + 1]) for q in range(n - t, n)],
+    "previous_token_strict": lambda p, n, _: most(p, n, 1, 1),
+    "duplicate_token_strict": lambda p, n, t: most(p, n, t, n - t),
+    "induction_strict": lambda p, n, t: most(p, n, t - 1, n - t),
     "local_8": lambda p, n, _: [
         sum(float(p[q, k]) for k in range(q + 1) if q - k < 8) for q in range(8, n)
     ],
@@ -163,6 +191,63 @@ def test_permuting_heads_permutes_scores() -> None:
         facts = sequences(10, period=5)
         values = metric.compute(patterns, facts)
         torch.testing.assert_close(metric.compute(patterns[:, order], facts), values[:, order])
+
+
+def test_a_tie_is_not_attended_most() -> None:
+    pattern = IDEAL["previous_token"].clone()
+    pattern[4, :5] = torch.tensor([0.1, 0, 0, 0.45, 0.45])
+    pattern[5, :6] = torch.tensor([0.1, 0, 0, 0, 0.5, 0.4])
+    assert score("previous_token_strict", pattern) == pytest.approx(8 / 9)
+
+
+@pytest.mark.parametrize("name", sorted(LOOPS))
+def test_float32_is_exact_enough(name: str) -> None:
+    pattern = torch.stack([random_pattern(130, seed) for seed in range(4)])[:, None]
+    facts = sequences(130, period=65)
+    values = PATTERN_METRICS[name].compute(pattern, facts).double().mean()
+    exact = PATTERN_METRICS[name].compute(pattern.double(), facts).mean()
+    assert float(values) == pytest.approx(float(exact), abs=1e-6, rel=1e-6)
+
+
+def positional(*patterns: Tensor) -> float:
+    """Of one head's patterns in sequences of one length."""
+    metric = PATTERN_GROUP_METRICS["positional"]
+    assert metric.finish is not None
+    batch = torch.stack(patterns)[:, None]
+    sums = metric.compute(batch, sequences(batch.shape[-1]))
+    assert {value.dtype for value in sums.values()} == {torch.float64}
+    numerator, denominator = metric.finish(sums, len(patterns))
+    return float(numerator / denominator)
+
+
+def test_positional_by_paper() -> None:
+    """The same in all sequences: 1. Opposite deviations from uniform: 0. Uniform: undefined."""
+    assert positional(*[IDEAL["induction"]] * 3) == pytest.approx(1)
+    one, other = uniform(4), uniform(4)
+    one[3, :2] += torch.tensor([0.1, -0.1])
+    other[3, :2] -= torch.tensor([0.1, -0.1])
+    assert positional(one, other) == pytest.approx(0, abs=1e-12)
+    assert positional(one, uniform(4)) == pytest.approx(1 / 2)
+    assert math.isnan(positional(uniform(4), uniform(4)))
+
+
+@settings(max_examples=15, deadline=None)
+@given(n=st.integers(2, 12), count=st.integers(2, 5), seed=st.integers(0, 1000))
+def test_positional_equals_plain_loops(n: int, count: int, seed: int) -> None:
+    patterns = [random_pattern(n, 10 * seed + b) for b in range(count)]
+    within = around = 0.0
+    for q in range(n):
+        for k in range(q + 1):
+            values = [float(p[q, k]) for p in patterns]
+            mean = sum(values) / count
+            within += sum((value - mean) ** 2 for value in values)
+            around += sum((value - 1 / (q + 1)) ** 2 for value in values)
+    assert positional(*patterns) == pytest.approx(1 - within / around, abs=1e-6)
+    assert -1e-6 <= positional(*patterns) <= 1 + 1e-6
+
+
+def test_every_group_metric_is_tested_here() -> None:
+    assert set(PATTERN_GROUP_METRICS) == {"positional"}
 
 
 def test_relation_metrics_count_ranks_below_k() -> None:

@@ -1,6 +1,6 @@
 """How a metric declares itself: a pure function and the facts that users see beside its scores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -44,11 +44,14 @@ class ModelMatrices:
 PatternFunction = Callable[
     [Float[Tensor, "batch head query key"], Sequences], Float[Tensor, "batch head position"]
 ]
+Sums = Mapping[str, Tensor]
+GroupFunction = Callable[[Float[Tensor, "batch head query key"], Sequences], Sums]
+Finish = Callable[[Sums, int], tuple[Float[Tensor, " head"], Float[Tensor, " head"]]]
 RankFunction = Callable[[Int[Tensor, "head pair"], int], Float[Tensor, "head pair"]]
 WeightFunction = Callable[[LayerHeads, ModelMatrices], Float[Tensor, " head"]]
 VectorFunction = Callable[[LayerHeads, ModelMatrices], Float[Tensor, "head n"]]
 CompositionFunction = Callable[[Float[Tensor, "*head n"]], Float[Tensor, "*head"]]
-F = TypeVar("F", bound=Callable[..., Tensor])
+F = TypeVar("F", bound=Callable[..., Tensor | Sums])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +69,12 @@ class Declared(Generic[F]):
     of_negated: bool = False
     needs: tuple[str, ...] = ()
     """Parts of `LayerHeads` and fields of `ModelMatrices` without which all heads are undefined."""
+    finish: Finish | None = None
+    """Of group metrics: what the sums over a group of sequences come to."""
 
 
 PATTERN_METRICS: dict[str, Declared[PatternFunction]] = {}
+PATTERN_GROUP_METRICS: dict[str, Declared[GroupFunction]] = {}
 RELATION_METRICS: dict[str, Declared[RankFunction]] = {}
 COPYING_METRICS: dict[str, Declared[RankFunction]] = {}
 WEIGHT_METRICS: dict[str, Declared[WeightFunction]] = {}
@@ -91,7 +97,8 @@ def pattern_metric(
     The function maps softmaxed patterns of one layer to the metric's value at every position
     over which it is averaged, NaN where it is undefined there. The score of a head is the plain
     mean over these positions and all sequences, summed in float64; it is undefined where no
-    position is defined.
+    position is defined. Patterns are float32 and finite, and must be left as they are. What a sink
+    that is a parameter took of a row is no key's: it is missing from the row and counts nowhere.
     """
     return _into(
         PATTERN_METRICS,
@@ -101,6 +108,33 @@ def pattern_metric(
         range=range,
         source=source,
         needs_period=needs_period,
+    )
+
+
+def pattern_group_metric(
+    *,
+    name: str,
+    version: int,
+    unit: str,
+    range: tuple[float, float | None],  # noqa: A002 - the word for it
+    source: str,
+    finish: Finish,
+) -> Callable[[GroupFunction], GroupFunction]:
+    """Declare a metric of attention patterns that compares sequences of one length.
+
+    The function gives sums over a batch's sequences, float64, which are added up over batches;
+    `finish` makes of a group's sums and number of sequences, at least two, a numerator and a
+    denominator per head. The score is the quotient of their sums over all groups (lengths);
+    undefined where it is 0 / 0.
+    """
+    return _into(
+        PATTERN_GROUP_METRICS,
+        name=name,
+        version=version,
+        unit=unit,
+        range=range,
+        source=source,
+        finish=finish,
     )
 
 

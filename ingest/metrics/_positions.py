@@ -1,7 +1,7 @@
 """Positions that several metrics share."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ingest.metrics._declare import Sequences
@@ -26,3 +26,17 @@ def require_period(patterns: Float[Tensor, "batch head query key"], sequences: S
             f"got bos {sequences.bos}, period {sequences.period}"
         )
     return sequences.period
+
+
+def attended_most(
+    rows: Float[Tensor, "batch head query key"], named: Float[Tensor, "batch head query"]
+) -> Float[Tensor, "batch head query"]:
+    """1 where the named key, attended by `named`, has more of its row than any other key, else 0.
+
+    A tie is 0: which of equal keys comes first would be decided by their order.
+    """
+    is_most: Bool[Tensor, "batch head query"] = named == rows.amax(dim=-1)
+    # Ties are looked for where they matter only; most heads have few such rows.
+    found = rows[is_most]
+    is_alone = (found == found.amax(dim=-1, keepdim=True)).sum(dim=-1) == 1
+    return is_most.masked_scatter(is_most, is_alone).to(rows.dtype)

@@ -1,5 +1,6 @@
 """Attention within a window of eight positions."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,5 +23,5 @@ def local_8(
     patterns: Float[Tensor, "batch head query key"], _sequences: Sequences
 ) -> Float[Tensor, "batch head position"]:
     """Mean attention mass on the last eight positions, the query's own included."""
-    near = patterns.tril().triu(diagonal=-(WINDOW - 1))
-    return near.sum(dim=-1)[..., WINDOW:]
+    behind = [patterns.diagonal(offset=-d, dim1=-2, dim2=-1) for d in range(WINDOW)]
+    return torch.stack([near[..., WINDOW - d :] for d, near in enumerate(behind)]).sum(dim=0)

@@ -108,8 +108,6 @@ class Layout:
     """Whether attention scores are not divided by the root of d_head."""
     latent: bool = False
     """Multi-head latent attention: keys and values through a normalised latent."""
-    is_observable: bool = True
-    """Whether the model calls the registered attention function, which observing needs."""
 
     def projection(self, part: str) -> str:
         names: dict[str, str] = {
@@ -154,12 +152,12 @@ _OPT = {
 _LLAMA = Layout()
 _GEMMA = Layout(mlp_norm=("pre_feedforward_layernorm",))
 _POST_NORM = Layout(attention_norm=(), mlp_norm=())
-_GATED = Layout(rows=_gated, is_observable=False)
+_GATED = Layout(rows=_gated)
 
 LAYOUTS: dict[str, Layout] = {
     "arcee": _LLAMA,
-    "bloom": _layout(_BLOOM, is_observable=False),
-    "codegen": _layout(_GPT, **_fused("qkv_proj", _codegen), is_observable=False),
+    "bloom": _layout(_BLOOM),
+    "codegen": _layout(_GPT, **_fused("qkv_proj", _codegen)),
     "cohere": _LLAMA,
     "cohere2": _LLAMA,
     "deepseek_v3": Layout(latent=True),
@@ -168,7 +166,6 @@ LAYOUTS: dict[str, Layout] = {
         rows=_falcon,
         attention_norm=("ln_attn", "input_layernorm"),
         mlp_norm=("ln_mlp", "post_attention_layernorm", "input_layernorm"),
-        is_observable=False,
     ),
     "gemma": _LLAMA,
     "gemma2": _GEMMA,
@@ -187,11 +184,10 @@ LAYOUTS: dict[str, Layout] = {
         attention="attn.attention",
         positions="transformer.wpe",
         unit_scaling=True,
-        is_observable=False,
     ),
     "gpt_neox": _layout(_BLOOM, layers="gpt_neox.layers", attention="attention"),
     "gpt_oss": _LLAMA,
-    "gptj": _layout(_GPT, is_observable=False),
+    "gptj": _layout(_GPT),
     "granite": _LLAMA,
     "granitemoe": Layout(mlp=("block_sparse_moe",)),
     "llama": _LLAMA,
@@ -204,7 +200,6 @@ LAYOUTS: dict[str, Layout] = {
         attention_norm=("norm_1",),
         mlp=("ffn",),
         mlp_norm=("norm_2",),
-        is_observable=False,
     ),
     "nemotron": _LLAMA,
     "olmo": _LLAMA,
@@ -228,7 +223,7 @@ LAYOUTS: dict[str, Layout] = {
     "smollm3": _LLAMA,
     "stablelm": _LLAMA,
     "starcoder2": _LLAMA,
-    "xglm": _layout(_OPT, is_observable=False),
+    "xglm": _layout(_OPT),
 }
 
 

@@ -1,22 +1,23 @@
 """Metrics of attention patterns: one forward pass a probe, reduced layer by layer as it runs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from catalog.declarations import Measurement, MetricSpec, ProbeSpec, Results
 from catalog.errors import ModelError
-from ingest.metrics import PATTERN_METRICS, Sequences
+from ingest.metrics import PATTERN_GROUP_METRICS, PATTERN_METRICS, Declared, Sequences, Sums
 from ingest.probes import sequences
 from ingest.probes.sequences import Encoded, SequenceProbe, Vocabulary
 from ingest.progress import Progress
-from ingest.readers.architectures import layout
-from ingest.readers.attention import observing, prove
+from ingest.readers.attention import attention_modules, observing, prove
 from ingest.readers.loading import LoadedModel
 from ingest.streaming import Workroom
 from ingest.suites._plan import Inputs, Measured, OpenModel, as_rows
@@ -24,6 +25,10 @@ from ingest.suites._plan import Inputs, Measured, OpenModel, as_rows
 SUITE = "patterns"
 _MAX_PATTERN_BYTES = 1 << 26
 """Of one layer's patterns: small enough to stay near the processor's caches."""
+_MAX_KEPT_BYTES = 1 << 30
+"""Of what group metrics keep of all layers at once, where a group takes several batches."""
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+"""What torch says on GPUs and on CPUs."""
 
 
 class PatternPlan:
@@ -49,6 +54,8 @@ class PatternPlan:
 
     def metrics(self, probes: Sequence[str]) -> list[MetricSpec]:
         names = {name for probe in probes for name in _defined(self._encoded[probe])}
+        names |= set(PATTERN_GROUP_METRICS)
+        declared: list[Declared[Any]] = [*PATTERN_METRICS.values(), *PATTERN_GROUP_METRICS.values()]
         return [
             MetricSpec(
                 family=metric.name,
@@ -60,7 +67,7 @@ class PatternPlan:
                 description=metric.description,
                 source=metric.source,
             )
-            for metric in PATTERN_METRICS.values()
+            for metric in declared
             if metric.name in names
         ]
 
@@ -73,32 +80,54 @@ class PatternPlan:
         loaded = model.loaded
         progress.stage("proving that attention is read as the model computes it")
         prove(loaded.model, loaded.name)
-        measurements = []
-        for name in probes:
-            scores = _measure(loaded, self._encoded[name], name, progress)
-            measurements += [
-                Measurement(metric=metric, probe=name, values=as_rows(values))
-                for metric, values in scores.items()
-            ]
-        return Measured(results=Results(measurements=measurements))
+        measured = {name: _measure(loaded, self._encoded[name], name, progress) for name in probes}
+        measurements = [
+            Measurement(metric=metric, probe=name, values=as_rows(values))
+            for name, sums in measured.items()
+            for metric, values in sums.scores().items()
+        ]
+        return Measured(
+            results=Results(measurements=measurements),
+            undefined=_without_heads(loaded) | _undefined(measured),
+        )
 
 
 def plan(config: PreTrainedConfig, vocabulary: Vocabulary, inputs: Inputs) -> PatternPlan | None:
-    """The shipped probes, a user's besides them, or the user's alone.
-
-    Raises:
-        ModelError: If the architecture's attention cannot be observed.
-    """
+    """The shipped probes, a user's besides them, or the user's alone."""
+    # What MPT calls its context; a longer sequence would break its ALiBi.
+    context = vocabulary.context or getattr(config, "max_seq_len", None)
+    vocabulary = replace(vocabulary, context=context)
     own = [sequences.from_file(inputs.probe)] if inputs.probe else []
     if inputs.only and not own:
         return None
-    if not layout(config.model_type, "the model").is_observable:
-        raise ModelError(
-            f"patterns: the attention of {config.model_type} cannot be observed, since it does not "
-            "go through transformers' attention interface; its weights can be read by the other "
-            "suites"
-        )
     return PatternPlan(own if inputs.only else [*sequences.shipped(vocabulary), *own], vocabulary)
+
+
+def _without_heads(loaded: LoadedModel) -> dict[str, str]:
+    with_heads = attention_modules(loaded.model)
+    return {
+        f"L{layer}": "this layer has no softmax attention"
+        for layer in range(loaded.config.num_hidden_layers)
+        if layer not in with_heads
+    }
+
+
+def _undefined(measured: Mapping[str, "_Sums"]) -> dict[str, str]:
+    """Why heads, all heads of a layer, or all heads in a metric have no score, and where."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for probe, sums in measured.items():
+        for layer, heads in enumerate(sums.damaged):
+            damaged = (
+                [f"L{layer}"] if heads.all() else [f"L{layer}H{int(h)}" for h in heads.nonzero()]
+            )
+            for place in damaged:
+                where.setdefault((place, "NaN in its attention"), []).append(probe)
+        for metric, reason in sums.left_out.items():
+            where.setdefault((metric, reason), []).append(probe)
+    told: dict[str, list[str]] = {}
+    for (place, reason), probes in where.items():
+        told.setdefault(place, []).append(f"{reason} on {', '.join(probes)}")
+    return {place: "; ".join(reasons) for place, reasons in told.items()}
 
 
 def _defined(encoded: Encoded) -> list[str]:
@@ -109,44 +138,147 @@ def _defined(encoded: Encoded) -> list[str]:
     ]
 
 
-def _measure(
-    loaded: LoadedModel, encoded: Encoded, probe: str, progress: Progress
-) -> dict[str, Float[Tensor, "layer head"]]:
-    config = loaded.config
-    shape = (config.num_hidden_layers, config.num_attention_heads)
-    names = _defined(encoded)
-    sums = {name: torch.zeros(shape, dtype=torch.float64) for name in names}
-    counts = {name: torch.zeros(shape, dtype=torch.float64) for name in names}
+class _Sums:
+    """One probe's scores in the making.
+
+    A batch that the memory does not hold is begun again in halves, when some layers have already
+    seen all of it: each layer therefore knows how many sequences of the group it has, and takes
+    from what it sees only those after them.
+    """
+
+    def __init__(self, model: PreTrainedModel, encoded: Encoded) -> None:
+        """Nothing is seen yet."""
+        self._layers = list(attention_modules(model))
+        shape = (model.config.num_hidden_layers, model.config.num_attention_heads)
+        self.damaged = torch.zeros(shape, dtype=torch.bool)
+        self.left_out: dict[str, str] = {}
+        self._encoded = encoded
+        self._names = _defined(encoded)
+        every = (*self._names, *PATTERN_GROUP_METRICS)
+        self._sums = {name: torch.zeros(shape, dtype=torch.float64) for name in every}
+        self._counts = {name: torch.zeros(shape, dtype=torch.float64) for name in every}
+
+    def begin_group(self, length: int, count: int, batch: int) -> None:
+        """Sequences of one length follow, `count` of them, at most `batch` at a time."""
+        self._count, self._start = count, 0
+        self._done = dict.fromkeys(self._layers, 0)
+        self._kept: dict[tuple[int, str], Sums] = {}
+        size = self.damaged.numel() * length**2 * 8
+        # A group in one batch is finished layer by layer; else sums of all layers have to be kept.
+        if batch < count and size > _MAX_KEPT_BYTES:
+            reason = f"the mean over sequences of {length} tokens would take {size / 2**30:.1f} GiB"
+            self.left_out |= dict.fromkeys(PATTERN_GROUP_METRICS, reason)
+
+    def begin_batch(self, start: int) -> None:
+        """The sequences of the group from `start` on follow."""
+        self._start = start
 
     def observe(
+        self,
         layer: int,
         patterns: Float[Tensor, "batch head query key"],
-        allowed: Float[Tensor, " query"],
+        allowed: Int[Tensor, " query"],
     ) -> None:
-        if not torch.isfinite(patterns).all():
-            raise ModelError(f"{loaded.name} has NaN in the attention of layer {layer} on {probe}")
+        """Add a layer's patterns: all of them or, where the memory does not suffice, none."""
+        patterns = patterns[self._done[layer] - self._start :]
+        if not len(patterns):
+            return
+        encoded = self._encoded
         facts = Sequences(bos=encoded.bos, period=encoded.period, allowed=allowed.double())
-        exact = patterns.double()
-        for name in names:
-            values = PATTERN_METRICS[name].compute(exact, facts)
-            defined = ~values.isnan()
-            sums[name][layer] += values.nansum(dim=(0, 2)).cpu()
-            counts[name][layer] += defined.sum(dim=(0, 2)).cpu()
+        values = {
+            name: _sum(PATTERN_METRICS[name].compute(patterns, facts)) for name in self._names
+        }
+        groups = {
+            name: metric.compute(patterns, facts)
+            for name, metric in PATTERN_GROUP_METRICS.items()
+            if name not in self.left_out and self._count > 1
+        }
+        is_damaged = ~patterns.sum(dim=(0, 2, 3)).isfinite().cpu()
+        for name, (total, count) in values.items():
+            self._sums[name][layer] += total
+            self._counts[name][layer] += count
+        self.damaged[layer] |= is_damaged
+        self._done[layer] += len(patterns)
+        for name, sums in groups.items():
+            self._add(layer, name, sums)
 
-    batches = list(_batches(encoded.tokens, shape[1]))
-    progress.steps(f"patterns on {probe}", len(batches))
-    with torch.inference_mode(), observing(loaded.model, observe):
-        for batch in batches:
-            loaded.model.base_model(torch.tensor(batch, device=loaded.device), use_cache=False)
-            progress.advance()
-    # No defined position: 0 / 0, which is NaN, which is undefined.
-    return {name: sums[name] / counts[name] for name in names}
+    def _add(self, layer: int, name: str, sums: Sums) -> None:
+        sums = {key: value.cpu() for key, value in sums.items()}
+        kept = self._kept.pop((layer, name), {})
+        for key, value in kept.items():
+            sums[key] += value
+        if self._done[layer] < self._count:
+            self._kept[layer, name] = sums
+            return
+        finish = PATTERN_GROUP_METRICS[name].finish
+        assert finish is not None  # noqa: S101 - narrows the type
+        numerator, denominator = finish(sums, self._count)
+        self._sums[name][layer] += numerator
+        self._counts[name][layer] += denominator
+
+    def scores(self) -> dict[str, Float[Tensor, "layer head"]]:
+        """Every metric's; NaN where it is undefined."""
+        # No defined position, or no heads in the layer: 0 / 0, which is NaN.
+        scores = {name: self._sums[name] / self._counts[name] for name in self._sums}
+        for name, values in scores.items():
+            values[self.damaged] = torch.nan
+            if name in self.left_out:
+                values[:] = torch.nan
+        return scores
 
 
-def _batches(tokens: Sequence[list[int]], n_heads: int) -> Iterator[list[list[int]]]:
-    """Sequences of one length together: nothing is padded, so nothing has to be masked."""
-    for length, group in groupby(sorted(tokens, key=len), key=len):
-        together = list(group)
-        size = max(1, _MAX_PATTERN_BYTES // (n_heads * length * length * 4))
-        for start in range(0, len(together), size):
-            yield together[start : start + size]
+def _sum(values: Float[Tensor, "batch head position"]) -> tuple[Tensor, Tensor]:
+    """Sum and number of defined values per head."""
+    defined = ~values.isnan()
+    return values.double().nansum(dim=(0, 2)).cpu(), defined.sum(dim=(0, 2)).cpu()
+
+
+def _measure(loaded: LoadedModel, encoded: Encoded, probe: str, progress: Progress) -> _Sums:
+    """Every metric on one probe.
+
+    Raises:
+        ModelError: If the memory does not even hold one sequence.
+    """
+    sums = _Sums(loaded.model, encoded)
+    heads: int = loaded.config.num_attention_heads
+    progress.steps(f"patterns on {probe}", len(encoded.tokens))
+    with torch.inference_mode(), observing(loaded.model, sums.observe):
+        # Of one length together: nothing is padded, so nothing has to be masked.
+        for length, same in groupby(sorted(encoded.tokens, key=len), key=len):
+            group = list(same)
+            size = max(1, _MAX_PATTERN_BYTES // (heads * length * length * 4))
+            sums.begin_group(length, len(group), size)
+            start = 0
+            while start < len(group):
+                batch = group[start : start + size]
+                sums.begin_batch(start)
+                if _fits(loaded, batch):
+                    start += len(batch)
+                    for _ in batch:
+                        progress.advance()
+                    continue
+                size = len(batch) // 2
+                if not size:
+                    raise ModelError(
+                        f"the memory does not hold {loaded.name} on one sequence of {length} "
+                        f"tokens ({probe})"
+                    )
+                progress.note(
+                    f"out of memory on {len(batch)} sequences of {length} tokens ({probe}): going "
+                    f"on with {size} at a time, which changes no score"
+                )
+    return sums
+
+
+def _fits(loaded: LoadedModel, batch: list[list[int]]) -> bool:
+    """Run the model; False where that takes more memory than there is."""
+    try:
+        loaded.model.base_model(torch.tensor(batch, device=loaded.device), use_cache=False)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+    else:
+        return True
+    if loaded.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return False

@@ -1,0 +1,453 @@
+"""Observed attention: what is refused, what a sink takes, damaged heads, and little memory."""
+
+import json
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+import catalog
+from catalog.errors import InputError, ModelError
+from ingest.probes.sequences import Encoded
+from ingest.progress import Silence
+from ingest.readers import attention
+from ingest.readers.attention import attention_modules, observing, prove
+from ingest.readers.loading import LoadedModel
+from ingest.run import IngestRequest, ingest
+from ingest.suites import patterns
+
+TOKENS = torch.arange(3, 3 + 2 * 30).reshape(2, 30)
+N_LAYERS = 3
+
+
+class Notes(Silence):
+    """Progress that remembers what was noted, and counts steps."""
+
+    def __init__(self) -> None:
+        self.noted: list[str] = []
+        self.total = self.done = 0
+
+    def note(self, text: str) -> None:
+        self.noted.append(text)
+
+    def steps(self, _text: str, total: int) -> None:
+        self.total = total
+
+    def advance(self) -> None:
+        self.done += 1
+
+
+def seen(model: PreTrainedModel) -> dict[int, Tensor]:
+    found: dict[int, Tensor] = {}
+    with (
+        torch.inference_mode(),
+        observing(model, lambda layer, patterns, _: found.update({layer: patterns})),
+    ):
+        model(TOKENS, use_cache=False)
+    return found
+
+
+def returning(
+    model: PreTrainedModel, layer: int, change: Callable[[Tensor], Tensor | None]
+) -> None:
+    """Let an attention module hand out other patterns than it has used."""
+
+    def hook(_module: object, _args: object, output: tuple[Any, ...]) -> tuple[Any, ...]:
+        if output[1] is None:  # not eager
+            return output
+        return (output[0], change(output[1]), *output[2:])
+
+    attention_modules(model)[layer].register_forward_hook(hook)
+
+
+# What is refused.
+
+
+def test_an_observer_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model("llama")
+    own = model.base_model.forward
+
+    def flipped(*args: object, **kwargs: object) -> object:
+        out = own(*args, **kwargs)
+        if out.attentions is not None:
+            out.attentions = tuple(a.flip(-1) for a in out.attentions)
+        return out
+
+    monkeypatch.setattr(model.base_model, "forward", flipped)
+    with pytest.raises(
+        ModelError, match=r"of m \(llama\) cannot be observed: layer 0 differs from the model's own"
+    ):
+        prove(model, "m")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda p: p / 2, r"layer 1 has rows that sum to 0\.5000 to 0\.5000"),
+        (lambda p: p.flip(-2), "layer 1 attends to what its mask hides"),
+        (lambda p: p.transpose(0, 1), r"layer 1 has patterns of shape \(6, 1, 24, 24\), not"),
+    ],
+)
+def test_patterns_that_cannot_be_are_refused(
+    change: Callable[[Tensor], Tensor], reason: str
+) -> None:
+    model = tiny.model("llama")
+    is_first = [True]
+
+    def changed(p: Tensor) -> Tensor:
+        was_first, is_first[0] = is_first[0], False
+        return p if was_first and "shape" in reason else change(p)
+
+    returning(model, 1, changed)
+    with pytest.raises(ModelError, match=reason):
+        prove(model, "m")
+
+
+def test_a_window_that_is_not_kept_is_refused() -> None:
+    model = tiny.model("gpt_neo")
+    local = attention_modules(model)[1]
+    returning(model, 1, lambda p: torch.ones_like(p).tril() / torch.arange(1, 25)[:, None])
+    assert isinstance(local.bias, Tensor)
+    with pytest.raises(ModelError, match="layer 1 attends to what its mask hides"):
+        prove(model, "m")
+
+
+def test_layers_that_are_not_seen_once_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model("llama")
+    modules = attention_modules(model)
+    monkeypatch.setattr(attention, "attention_modules", lambda _: {0: modules[0], 2: modules[2]})
+    with pytest.raises(ModelError, match="hands out 3 patterns of 2 layers"):
+        prove(model, "m")
+    monkeypatch.setattr(
+        attention, "attention_modules", lambda _: {0: modules[0], 2: modules[1], 1: modules[2]}
+    )
+    prove(model, "m")  # the order in which layers run, whatever they are called
+    monkeypatch.setattr(
+        attention, "attention_modules", lambda _: {1: modules[1], 0: modules[0], 2: modules[2]}
+    )
+    with pytest.raises(ModelError, match=r"\[1, 0, 2\] were expected in order, seen were \[0, 1"):
+        prove(model, "m")
+
+
+def test_a_model_that_computes_otherwise_when_it_is_observed_is_refused() -> None:
+    model = tiny.model("llama")
+
+    def hook(_module: object, _args: object, output: tuple[Any, ...]) -> tuple[Any, ...]:
+        return output if output[1] is None else (1.01 * output[0], *output[1:])
+
+    attention_modules(model)[1].register_forward_hook(hook)
+    with pytest.raises(ModelError, match="its output moves by"):
+        prove(model, "m")
+
+
+def test_a_module_that_gives_no_patterns_is_refused() -> None:
+    model = tiny.model("llama")
+    returning(model, 2, lambda _: None)
+    with pytest.raises(ModelError, match="attention of layer 2 gives no patterns"):
+        seen(model)
+
+
+def test_one_observer_at_a_time() -> None:
+    model = tiny.model("llama")
+    with (
+        observing(model, lambda *_: None),
+        pytest.raises(ModelError, match="being observed already"),
+        observing(model, lambda *_: None),
+    ):
+        pass
+    assert model.config._attn_implementation == "sdpa"
+    assert len(seen(model)) == N_LAYERS
+    assert not any(module._forward_hooks for module in attention_modules(model).values())
+
+
+# What is seen.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_falcon_with_alibi_is_refused(dtype: torch.dtype) -> None:
+    """Its eager attention adds ALiBi twice (transformers 5.23): these are not its patterns."""
+    facts = tiny.CONFIGS["falcon"] | tiny.VARIANTS["falcon multi-head"] | {"alibi": True}
+    config = AutoConfig.for_model("falcon", **facts)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.to(dtype=dtype)
+    with pytest.raises(ModelError, match=r"falcon.* cannot be observed: eager .* its ALiBi twice"):
+        prove(model, "m")
+    model.config.alibi = None  # as if nobody had looked: what is left of the proof finds it
+    if dtype == torch.float32:
+        with pytest.raises(ModelError, match="its output moves by"):
+            prove(model, "m")
+
+
+def test_a_sinks_share_is_missing_from_its_rows() -> None:
+    """Raising the sinks of the first layer by 1 multiplies the odds of the sink by e."""
+    model = tiny.model("gpt_oss")
+    before = seen(model)[0].double()
+    sinks = attention_modules(model)[0].sinks
+    assert isinstance(sinks, Tensor)
+    with torch.no_grad():
+        sinks.add_(1)
+    after = seen(model)[0].double()
+    odds = [(1 - p.sum(-1)) / p.sum(-1) for p in (before, after)]
+    torch.testing.assert_close(odds[1], odds[0] * torch.e, rtol=1e-4, atol=1e-6)
+    # What keys share among themselves stays.
+    shares = [p / p.sum(-1, keepdim=True) for p in (before, after)]
+    torch.testing.assert_close(shares[1], shares[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom", "falcon", "gpt_neo", "mpt"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_in_16_bits_are_observed_in_float32(architecture: str, dtype: torch.dtype) -> None:
+    model = tiny.model(architecture)
+    cast("nn.Module", model).to(dtype)
+    prove(model, "m")
+    assert {patterns.dtype for patterns in seen(model).values()} == {torch.float32}
+
+
+def test_the_proof_goes_beyond_the_window_where_it_can() -> None:
+    def length(architecture: str, **facts: int) -> int:
+        model = tiny.model(architecture)
+        vars(model.config).update(facts)
+        return attention._proof_tokens(model).shape[1]
+
+    assert length("gemma2") == 24
+    assert length("gemma2", sliding_window=100) == 108
+    assert length("gpt_neo", window_size=100) == 108
+    assert length("gemma2", sliding_window=252) == 256
+    assert length("gemma2", sliding_window=5000, max_position_embeddings=9000) == 24
+    assert length("gemma2", max_position_embeddings=10) == 10
+
+
+def test_a_layers_patterns_are_freed_before_the_next_layers() -> None:
+    for architecture in ("llama", "bloom", "gptj", "falcon"):
+        model = tiny.model(architecture)
+        alive: list[weakref.ref[Tensor]] = []
+
+        def observe(layer: int, patterns: Tensor, _: Tensor, alive: Any = alive) -> None:
+            assert not any(one() is not None for one in alive), layer
+            alive.append(weakref.ref(patterns))
+
+        with torch.inference_mode(), observing(model, observe):
+            model.base_model(TOKENS, use_cache=False)
+        assert len(alive) == N_LAYERS
+
+
+# What runs make of it.
+
+
+def loaded(architecture: str = "llama") -> LoadedModel:
+    return LoadedModel(name="m", model=tiny.model(architecture))
+
+
+def random_tokens(*lengths: int) -> Encoded:
+    generator = torch.Generator().manual_seed(0)
+    tokens = [torch.randint(3, tiny.VOCABULARY, (n,), generator=generator) for n in lengths]
+    return Encoded(tokens=[one.tolist() for one in tokens], bos=0, period=None)
+
+
+class Memory:
+    """Makes a model fail as if memory ran out, and counts how often."""
+
+    def __init__(self, one: LoadedModel, error: Exception, *, layer: int, most: int) -> None:
+        self.failed = 0
+        self.sizes: list[int] = []
+
+        def fail(_module: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            size = len(args[0] if args else kwargs["hidden_states"])
+            self.sizes.append(size)
+            if size > most:
+                self.failed += 1
+                raise error
+
+        module = attention_modules(one.model)[layer]
+        module.register_forward_pre_hook(fail, with_kwargs=True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+@pytest.mark.parametrize("layer", [0, 2])
+def test_batches_are_halved_when_memory_runs_out(error: Exception, layer: int) -> None:
+    """Also where earlier layers have seen the whole batch already: nothing counts twice."""
+    encoded = random_tokens(*[17] * 7, 20, 20, 30)
+    whole = patterns._measure(loaded(), encoded, "p", Silence()).scores()
+    one, notes = loaded(), Notes()
+    memory = Memory(one, error, layer=layer, most=2)
+    halved = patterns._measure(one, encoded, "p", notes).scores()
+    assert memory.failed == 2
+    assert memory.sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1, 2, 1]
+    assert (notes.done, notes.total) == (10, 10)
+    assert notes.noted == [
+        f"out of memory on {n} sequences of 17 tokens (p): going on with {half} at a time, which "
+        "changes no score"
+        for n, half in ((7, 3), (3, 1))
+    ]
+    assert set(whole) == set(halved)
+    for name, scores in whole.items():
+        torch.testing.assert_close(halved[name], scores, rtol=0, atol=1e-6, equal_nan=True)
+        assert not scores.isnan().any()
+
+
+def test_memory_that_does_not_hold_one_sequence_is_an_error() -> None:
+    one = loaded()
+    Memory(one, MemoryError(), layer=1, most=0)
+    with pytest.raises(ModelError, match="does not hold m on one sequence of 17 tokens"):
+        patterns._measure(one, random_tokens(17, 17), "p", Silence())
+    assert not any(module._forward_hooks for module in attention_modules(one.model).values())
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+    one = loaded()
+    Memory(one, RuntimeError("shapes differ"), layer=1, most=0)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        patterns._measure(one, random_tokens(17, 17), "p", Silence())
+
+
+def test_positional_over_several_batches_and_where_its_sums_are_too_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoded = random_tokens(20, 20, 20, 20, 20, 9)
+    whole = patterns._measure(loaded(), encoded, "p", Silence())
+    monkeypatch.setattr(patterns, "_MAX_PATTERN_BYTES", 2 * 6 * 20 * 20 * 4)
+    split = patterns._measure(loaded(), encoded, "p", Silence())
+    expected = whole.scores()["positional"]
+    assert ((expected > 0) & (expected < 1)).all()
+    torch.testing.assert_close(split.scores()["positional"], expected, rtol=0, atol=1e-6)
+    monkeypatch.setattr(patterns, "_MAX_KEPT_BYTES", 1000)
+    without = patterns._measure(loaded(), encoded, "p", Silence())
+    assert without.scores()["positional"].isnan().all()
+    assert not without.scores()["entropy"].isnan().any()
+    assert patterns._undefined({"p": without, "q": without}) == {
+        "positional": "the mean over sequences of 20 tokens would take 0.0 GiB on p, q"
+    }
+
+
+def test_positional_is_undefined_without_two_sequences_of_one_length() -> None:
+    scores = patterns._measure(loaded(), random_tokens(9, 10, 11), "p", Silence()).scores()
+    assert scores["positional"].isnan().all()
+
+
+def rows(one: catalog.Catalog) -> list[dict[str, Any]]:
+    order = "ORDER BY metric, probe, layer, head"
+    return one.sql(f"SELECT metric, probe, layer, head, value FROM scores {order}").rows()
+
+
+def write(path: Path, *sequences: list[int]) -> Path:
+    path.write_text("\n".join(json.dumps({"tokens": tokens}) for tokens in sequences))
+    return path
+
+
+def test_a_head_with_nan_in_its_attention_has_no_score_and_the_others_have(
+    duckdb_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Head 2 of layer 1, on one probe only; and all heads of layer 2 on another model."""
+    folder = tiny.save(tmp_path / "m", "llama")
+    probe = write(tmp_path / "mine.jsonl", *random_tokens(12, 12, 15).tokens)
+    asked = IngestRequest(model=str(folder), suites=("patterns",), probe=str(probe), only=True)
+    whole = catalog.connect(f"duckdb:///{tmp_path / 'whole.duckdb'}", create=True)
+    ingest(whole, asked)
+
+    def poisoned(heads: slice, layer: int) -> Callable[..., LoadedModel]:
+        def load(*args: Any, **kwargs: Any) -> LoadedModel:
+            one = own(*args, **kwargs)
+
+            def damage(patterns: Tensor) -> Tensor:
+                patterns = patterns.clone()
+                patterns[:, heads, -1, 0] = torch.nan
+                return patterns
+
+            returning(one.model, layer, damage)
+            return one
+
+        return load
+
+    from ingest.readers import loading
+
+    own = loading.load
+    monkeypatch.setattr(loading, "load", poisoned(slice(2, 3), 1))
+    one = catalog.connect(duckdb_url, create=True)
+    notes = Notes()
+    ingest(one, asked, notes)
+    reason = "NaN in its attention on mine"
+    assert f"L1H2 has no score: {reason}" in notes.noted
+    assert rows(one) == [
+        row | {"value": None} if (row["layer"], row["head"]) == (1, 2) else row
+        for row in rows(whole)
+    ]
+    (run,) = one.sql("SELECT status, notes FROM runs").rows()
+    assert run["status"] == "succeeded"
+    assert json.loads(run["notes"])["undefined"] == {"L1H2": reason}
+
+    monkeypatch.setattr(loading, "load", poisoned(slice(None), 2))
+    other = catalog.connect(f"duckdb:///{tmp_path / 'layer.duckdb'}", create=True)
+    ingest(other, asked)
+    (run,) = other.sql("SELECT notes FROM runs").rows()
+    assert json.loads(run["notes"])["undefined"] == {"L2": reason}
+
+
+def test_layers_without_softmax_heads_have_no_scores_and_say_so(
+    duckdb_url: str, tmp_path: Path
+) -> None:
+    folder = tiny.save(tmp_path / "hybrid", "qwen3_next")
+    probe = write(tmp_path / "mine.jsonl", *random_tokens(12, 12, 15).tokens)
+    one = catalog.connect(duckdb_url, create=True)
+    ingest(one, IngestRequest(model=str(folder), suites=("patterns",), probe=str(probe), only=True))
+    found = rows(one)
+    assert {row["layer"] for row in found if row["value"] is None} == {0}
+    assert {row["layer"] for row in found if row["value"] is not None} == {1, 2}
+    (run,) = one.sql("SELECT notes FROM runs").rows()
+    assert json.loads(run["notes"])["undefined"] == {"L0": "this layer has no softmax attention"}
+
+
+def test_a_model_whose_proof_fails_is_refused_by_name(
+    duckdb_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny.save(tmp_path / "strange", "bloom")
+    monkeypatch.setattr(attention, "_sums", lambda *_, **__: "has rows that sum to 2")
+    one = catalog.connect(duckdb_url, create=True)
+    with pytest.raises(
+        ModelError, match=r"of strange \(bloom\) cannot be observed: layer 0 has rows"
+    ):
+        ingest(one, IngestRequest(model=str(folder), suites=("patterns",)))
+    (run,) = one.sql("SELECT status FROM runs").rows()
+    assert run["status"] == "failed"
+
+
+@pytest.mark.parametrize("text", ["", "w3", "   "])
+def test_a_text_without_two_tokens_is_refused(duckdb_url: str, tmp_path: Path, text: str) -> None:
+    folder = tiny.save(tmp_path / "m", "llama")
+    probe = tmp_path / "mine.jsonl"
+    probe.write_text(json.dumps({"text": "w3 w4"}) + "\n\n" + json.dumps({"text": text}))
+    one = catalog.connect(duckdb_url, create=True)
+    count = len(text.split())
+    with pytest.raises(InputError, match=rf"line 3: has {count} tokens; a pattern needs at least"):
+        ingest(
+            one, IngestRequest(model=str(folder), suites=("patterns",), probe=str(probe), only=True)
+        )
+    assert len(one.sql("SELECT * FROM runs")) == 0
+
+
+@pytest.mark.parametrize(("architecture", "context"), [("llama", 256), ("mpt", 2048)])
+def test_a_sequence_longer_than_the_context_is_refused(
+    duckdb_url: str, tmp_path: Path, architecture: str, context: int
+) -> None:
+    folder = tiny.save(tmp_path / "m", architecture)
+    probe = write(tmp_path / "mine.jsonl", [3] * (context + 1))
+    one = catalog.connect(duckdb_url, create=True)
+    with pytest.raises(InputError, match=f"{context + 1} tokens; the model's context is {context}"):
+        ingest(
+            one, IngestRequest(model=str(folder), suites=("patterns",), probe=str(probe), only=True)
+        )
