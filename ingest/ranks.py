@@ -24,8 +24,8 @@ _FIRST = 256
 _LARGEST = 8_192
 """Columns of the first slice, which every case goes through, and of the largest."""
 
-_MAX_ELEMENTS = 1 << 24
-"""Of a temporary tensor: 64 MB in float32."""
+_MAX_ELEMENTS = 1 << 22
+"""Of a temporary tensor: 16 MB in float32, which a CPU's cache may hold."""
 
 _UNITS = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-22}
 """What rounding one sum of a product changes, relative to it.
@@ -184,11 +184,15 @@ class _Cases:
 
     def _own_logits(self, pairs: Pairs) -> Float[Tensor, " case"]:
         tokens, index = pairs.target.unique(return_inverse=True)
-        targets = self._unembedding.weight[tokens].double().T
-        own = self._read.new_empty(len(self._outputs), len(index))
-        for head, row in enumerate(self._row.reshape(own.shape)):
-            directions = (self._output(head) @ targets).T
-            own[head] = (self._read[row] * directions[index]).sum(dim=1)
+        targets = self._unembedding.weight[tokens].double()
+        n_heads, d_head, d_model = self._outputs.shape
+        rows = self._row.reshape(n_heads, -1)
+        own = torch.empty_like(rows, dtype=self._read.dtype)
+        step = max(1, _MAX_ELEMENTS // (d_head * max(d_model, len(targets))))
+        for heads in torch.arange(n_heads).split(step):
+            outputs = torch.cat([self._output(head) for head in heads.tolist()])
+            directions = (targets @ outputs.T).reshape(len(targets), len(heads), d_head)
+            own[heads] = (self._read[rows[heads]] * directions[index].transpose(0, 1)).sum(dim=2)
         return own.flatten()
 
     def screen(self, number: int) -> None:
