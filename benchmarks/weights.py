@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, LlamaConfig, PreTrainedConfig
 
 from benchmarks import _checkpoint
@@ -68,6 +69,8 @@ class Race:
     dense: Usage = field(default_factory=Usage)
     ours: Usage = field(default_factory=Usage)
     dense_flops: int = 0
+    our_flops: int = 0
+    bytes_read: int | None = None
     scores: int = 0
     differing: int = 0
 
@@ -87,6 +90,9 @@ class Race:
             ranks = target_ranks(sources, values, outputs, unembedding, together, depth=DEPTH)
         with measured() as dense:
             hits = dense_hits(sources, values, outputs, unembedding.weight, pairs)
+        with FlopCounterMode(display=False) as counted:
+            target_ranks(sources, values, outputs, unembedding, together, depth=DEPTH)
+        self.our_flops += counted.get_total_flops()
         _add(self.ours, ours)
         _add(self.dense, dense)
         self.dense_flops += hits.flops
@@ -100,17 +106,22 @@ class Race:
                 self.differing += int((own != expected[number]).sum())
 
     def report(self, rate: float) -> None:
-        dense_rate = self.dense_flops / self.dense.seconds / 1e9
+        dense_rate, our_rate = (
+            flops / usage.seconds / 1e9
+            for flops, usage in ((self.dense_flops, self.dense), (self.our_flops, self.ours))
+        )
         console.print(
             f"{self.name}: dense {self.dense.seconds:.1f} s ({self.dense.cpu_seconds:.0f} CPU-s, "
             f"{dense_rate:.0f} of {rate:.0f} GFLOP/s, peak {self.dense.peak_megabytes:.0f} MB); "
             f"screening {self.ours.seconds:.2f} s ({self.ours.cpu_seconds:.1f} CPU-s, "
-            f"peak {self.ours.peak_megabytes:.0f} MB)"
+            f"{our_rate:.0f} GFLOP/s, peak {self.ours.peak_megabytes:.0f} MB)"
         )
         console.print(
             f"  ratio {self.dense.seconds / self.ours.seconds:.1f} in time, "
             f"{self.dense.cpu_seconds / self.ours.cpu_seconds:.1f} in CPU time; "
-            f"{self.differing} of {self.scores:,} scores differ"
+            f"{self.differing} of {self.scores:,} scores differ; "
+            f"{self.dense_flops / 1e12:.2f} and {self.our_flops / 1e12:.2f} TFLOP"
+            + ("" if self.bytes_read is None else f"; {self.bytes_read / 1e6:.0f} MB read")
         )
 
 
@@ -162,6 +173,7 @@ def _smollm2(rate: float) -> None:
     for layer in _told(range(reader.n_layers)):
         sources = after_mlp if layer else embedded
         race.layer(sources, reader.heads(layer, ("value", "output")), unembedding, pairs)
+    race.bytes_read = reader.bytes_read
     race.report(rate)
 
 

@@ -1,5 +1,7 @@
 """Every supported architecture's heads, proved on a tiny model of it."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -316,3 +318,42 @@ def _has(module: nn.Module, path: str) -> bool:
     except AttributeError:
         return False
     return True
+
+
+_READ_ALL = """
+import sys
+from pathlib import Path
+from transformers import LlamaConfig
+from benchmarks import _checkpoint
+from ingest.readers.tensors import SafetensorsTensors, skeleton
+from ingest.readers.weights import HeadReader
+
+folder, n_layers = Path(sys.argv[1]), int(sys.argv[2])
+config = LlamaConfig(vocab_size=100, hidden_size=1024, intermediate_size=4096,
+                     num_hidden_layers=n_layers, num_attention_heads=8, num_key_value_heads=8)
+if sys.argv[3] == "write":
+    _checkpoint.write(folder, config, is_real=lambda name: True)
+else:
+    model = skeleton(config)
+    reader = HeadReader(SafetensorsTensors(folder, "m", model), model, "m")
+    for layer in range(n_layers):
+        reader.heads(layer)
+    print(next(x.split()[1] for x in open("/proc/self/status") if x.startswith("VmHWM")))
+"""
+
+
+def test_resident_memory_does_not_grow_with_layers(tmp_path: Path) -> None:
+    """By the kernel's account, in processes of their own; twenty layers more are 160 MB on disk."""
+    peaks = {}
+    for n_layers in (4, 24):
+        for task in ("write", "read"):
+            done = subprocess.run(
+                [sys.executable, "-c", _READ_ALL, tmp_path / str(n_layers), str(n_layers), task],
+                cwd=Path(__file__).parents[1],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+        peaks[n_layers] = int(done.stdout) * 1024
+    assert peaks[24] - peaks[4] < 40e6
