@@ -44,7 +44,7 @@ class IngestRequest:
 
     model: str
     suites: tuple[str, ...] = ()
-    """None: all that can be measured on this model."""
+    """Empty: all that can be measured on this model."""
     name: str | None = None
     revision: str | None = None
     device: str = "auto"

@@ -1,16 +1,18 @@
 """What a suite is going to do to one model, known before any of its weights is read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedConfig
 
 from catalog.declarations import MetricSpec, ProbeSpec, Results
+from ingest.metrics import Declared
 from ingest.probes.sequences import Vocabulary
 from ingest.progress import Progress
 from ingest.readers import loading
@@ -45,6 +47,11 @@ class OpenModel:
     @property
     def name(self) -> str:
         return self.prepared.source.name
+
+    @property
+    def screening(self) -> torch.dtype:
+        """What most of ranking is done in; it never decides the ranks."""
+        return torch.float32 if self.dtype == "float32" else torch.bfloat16
 
     @cached_property
     def reader(self) -> HeadReader:
@@ -113,6 +120,31 @@ class Planner(Protocol):
 def as_rows(scores: Float[Tensor, "layer head"]) -> list[list[float | None]]:
     """Scores as the catalog takes them: NaN, undefined, becomes None."""
     return [[None if value != value else value for value in row] for row in scores.tolist()]  # noqa: PLR0124 - only NaN differs from itself
+
+
+def specs(
+    metrics: Iterable[Declared[Any]],
+    suite: str,
+    *,
+    parameter: str | None = None,
+    are_vectors: bool = False,
+) -> list[MetricSpec]:
+    """Declared metrics as the catalog keeps them."""
+    return [
+        MetricSpec(
+            family=metric.name,
+            parameter=parameter,
+            version=metric.version,
+            suite=suite,
+            unit=metric.unit,
+            lower=metric.range[0],
+            upper=metric.range[1],
+            description=metric.description,
+            source=metric.source,
+            is_vector=are_vectors,
+        )
+        for metric in metrics
+    ]
 
 
 def undefined_of(layers: Sequence[Kept]) -> dict[str, str]:

@@ -20,7 +20,7 @@ from ingest.progress import Progress
 from ingest.readers.attention import attention_modules, observing, prove
 from ingest.readers.loading import LoadedModel
 from ingest.streaming import Workroom
-from ingest.suites._plan import Inputs, Measured, OpenModel, as_rows
+from ingest.suites._plan import Inputs, Measured, OpenModel, as_rows, specs
 
 SUITE = "patterns"
 _MAX_PATTERN_BYTES = 1 << 26
@@ -56,20 +56,7 @@ class PatternPlan:
         names = {name for probe in probes for name in _defined(self._encoded[probe])}
         names |= set(PATTERN_GROUP_METRICS)
         declared: list[Declared[Any]] = [*PATTERN_METRICS.values(), *PATTERN_GROUP_METRICS.values()]
-        return [
-            MetricSpec(
-                family=metric.name,
-                version=metric.version,
-                suite=SUITE,
-                unit=metric.unit,
-                lower=metric.range[0],
-                upper=metric.range[1],
-                description=metric.description,
-                source=metric.source,
-            )
-            for metric in declared
-            if metric.name in names
-        ]
+        return specs((metric for metric in declared if metric.name in names), SUITE)
 
     def open(self, model: OpenModel) -> None:
         _ = model.loaded

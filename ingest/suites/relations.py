@@ -21,7 +21,7 @@ from ingest.progress import Progress
 from ingest.ranks import Pairs, Ranks, Unembedding, target_ranks
 from ingest.readers.weights import HeadReader
 from ingest.streaming import Kept, Workroom
-from ingest.suites._plan import Inputs, Measured, OpenModel, as_rows, undefined_of
+from ingest.suites._plan import Inputs, Measured, OpenModel, as_rows, specs, undefined_of
 
 SUITE = "relations"
 
@@ -87,19 +87,9 @@ class RelationPlan:
     def metrics(self, probes: Sequence[str]) -> list[MetricSpec]:
         names = sorted({pairs.relation.name for probe in probes for pairs in self._usable[probe]})
         return [
-            MetricSpec(
-                family=metric.name,
-                parameter=name,
-                version=metric.version,
-                suite=SUITE,
-                unit=metric.unit,
-                lower=metric.range[0],
-                upper=metric.range[1],
-                description=metric.description,
-                source=metric.source,
-            )
-            for metric in RELATION_METRICS.values()
+            spec
             for name in names
+            for spec in specs(RELATION_METRICS.values(), SUITE, parameter=name)
         ]
 
     def open(self, model: OpenModel) -> None:
@@ -142,9 +132,7 @@ class RelationPlan:
         progress.stage("reading embeddings")
         embedded = reader.embedding(torch.tensor(list(rows)))
         after_mlp = reader.first_mlp(embedded) if self._first_mlp else embedded
-        # The dtype decides what most of the screening is done in, and never the ranks.
-        screening = torch.float32 if model.dtype == "float32" else torch.bfloat16
-        unembedding = Unembedding(reader.unembedding(), screening=screening)
+        unembedding = Unembedding(reader.unembedding(), screening=model.screening)
 
         def work(layer: int) -> Kept:
             return _layer_ranks(

@@ -31,7 +31,7 @@ from ingest.readers.weights import HeadReader
 from ingest.signatures import Anchors, anchor_tokens, anchor_words
 from ingest.streaming import Kept, Workroom
 from ingest.suites._compositions import STRONGEST, strongest
-from ingest.suites._plan import Inputs, Measured, OpenModel, as_rows, undefined_of
+from ingest.suites._plan import Inputs, Measured, OpenModel, as_rows, specs, undefined_of
 
 SUITE = "weights"
 PROBE = "weights"
@@ -79,20 +79,9 @@ class WeightPlan:
         return {}
 
     def metrics(self, _probes: Sequence[str]) -> list[MetricSpec]:
-        return [
-            MetricSpec(
-                family=metric.name,
-                version=metric.version,
-                suite=SUITE,
-                unit=metric.unit,
-                lower=metric.range[0],
-                upper=metric.range[1],
-                description=metric.description,
-                source=metric.source,
-                is_vector=metric.name in VECTOR_METRICS,
-            )
-            for metric in [*_SCALARS.values(), *VECTOR_METRICS.values()]
-        ]
+        return specs(_SCALARS.values(), SUITE) + specs(
+            VECTOR_METRICS.values(), SUITE, are_vectors=True
+        )
 
     def open(self, model: OpenModel) -> None:
         model.reader.verify(first_mlp=self._first_mlp)
@@ -157,8 +146,7 @@ class _Layers:
         self._anchor_index = torch.tensor(list(anchors), dtype=torch.long, device=device)
         self._anchor_outputs = unembedding[anchored.to(device)].float()
         self._gram = gram_matrix(unembedding, reader.embedding())
-        screening = torch.float32 if model.dtype == "float32" else torch.bfloat16
-        self._unembedding = Unembedding(unembedding, screening=screening)
+        self._unembedding = Unembedding(unembedding, screening=model.screening)
         order = torch.arange(len(sample), device=device)
         self._pairs = Pairs(source=order, target=sample.to(device))
         self._positions = reader.positions()
