@@ -213,6 +213,8 @@ def _run(
         measured = plan.measure(model, names, room, progress)
         if measured.undefined:
             notes = notes | {"undefined": dict(measured.undefined)}
+        if measured.notes:
+            notes = notes | {"happened": dict(measured.notes)}
         progress.stage(f"publishing {plan.suite}")
         publishing.publish(
             catalog.database,

@@ -1,14 +1,17 @@
 """Observed attention: what is refused, what a sink takes, damaged heads, and little memory."""
 
+import itertools
 import json
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import tiny
 import torch
+from observed import whole
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -19,8 +22,10 @@ from ingest.progress import Silence
 from ingest.readers import attention
 from ingest.readers.attention import attention_modules, observing, prove
 from ingest.readers.loading import LoadedModel
+from ingest.rows import Rows
 from ingest.run import IngestRequest, ingest
-from ingest.suites import patterns
+from ingest.suites import _passes, patterns
+from ingest.suites._passes import measure
 
 TOKENS = torch.arange(3, 3 + 2 * 30).reshape(2, 30)
 N_LAYERS = 3
@@ -44,19 +49,16 @@ class Notes(Silence):
 
 
 def seen(model: PreTrainedModel) -> dict[int, Tensor]:
-    found: dict[int, Tensor] = {}
-    with (
-        torch.inference_mode(),
-        observing(model, lambda layer, patterns, _: found.update({layer: patterns})),
-    ):
-        model(TOKENS, use_cache=False)
-    return found
+    return whole(model, TOKENS).patterns
 
 
 def returning(
     model: PreTrainedModel, layer: int, change: Callable[[Tensor], Tensor | None]
 ) -> None:
-    """Let an attention module hand out other patterns than it has used."""
+    """Let an attention module hand out other patterns than it has used.
+
+    They are also what is observed where the model is not asked through transformers' interface.
+    """
 
     def hook(_module: object, _args: object, output: tuple[Any, ...]) -> tuple[Any, ...]:
         if output[1] is None:  # not eager
@@ -91,18 +93,18 @@ def test_an_observer_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     [
         (lambda p: p / 2, r"layer 1 has rows that sum to 0\.5000 to 0\.5000"),
         (lambda p: p.flip(-2), "layer 1 attends to what its mask hides"),
-        (lambda p: p.transpose(0, 1), r"layer 1 has patterns of shape \(6, 1, 24, 24\), not"),
+        (lambda p: p.transpose(0, 1), r"layer 1 has patterns of shape \(6, 1, 10, 10\), not"),
     ],
 )
 def test_patterns_that_cannot_be_are_refused(
     change: Callable[[Tensor], Tensor], reason: str
 ) -> None:
-    model = tiny.model("llama")
-    is_first = [True]
+    model = tiny.model("bloom")
+    n_seen = itertools.count(1)
 
     def changed(p: Tensor) -> Tensor:
-        was_first, is_first[0] = is_first[0], False
-        return p if was_first and "shape" in reason else change(p)
+        # The third time it is observed.
+        return p if next(n_seen) < 3 and "shape" in reason else change(p)
 
     returning(model, 1, changed)
     with pytest.raises(ModelError, match=reason):
@@ -141,27 +143,45 @@ def test_a_model_that_computes_otherwise_when_it_is_observed_is_refused() -> Non
     def hook(_module: object, _args: object, output: tuple[Any, ...]) -> tuple[Any, ...]:
         return output if output[1] is None else (1.01 * output[0], *output[1:])
 
-    attention_modules(model)[1].register_forward_hook(hook)
+    attention_modules(model)[2].register_forward_hook(hook)
     with pytest.raises(ModelError, match="its output moves by"):
         prove(model, "m")
 
 
 def test_a_module_that_gives_no_patterns_is_refused() -> None:
-    model = tiny.model("llama")
+    model = tiny.model("gptj")
     returning(model, 2, lambda _: None)
     with pytest.raises(ModelError, match="attention of layer 2 gives no patterns"):
         seen(model)
 
 
-def test_one_observer_at_a_time() -> None:
+@pytest.mark.parametrize(
+    "given", [{"attention_mask": torch.zeros(2, 1, 30, 30)}, {"position_bias": torch.zeros(1)}]
+)
+def test_a_mask_or_bias_that_is_not_eager_attentions_is_refused(given: dict[str, Tensor]) -> None:
     model = tiny.model("llama")
+
+    def hook(
+        _module: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        return args, kwargs | given
+
+    attention_modules(model)[1].register_forward_pre_hook(hook, with_kwargs=True)
+    with pytest.raises(ModelError, match="attention of layer 1 has a mask of its own"):
+        seen(model)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neo"])
+def test_one_observer_at_a_time(architecture: str) -> None:
+    model = tiny.model(architecture)
+    before = model.config._attn_implementation
     with (
         observing(model, lambda *_: None),
         pytest.raises(ModelError, match="being observed already"),
         observing(model, lambda *_: None),
     ):
         pass
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == before
     assert len(seen(model)) == N_LAYERS
     assert not any(module._forward_hooks for module in attention_modules(model).values())
 
@@ -227,17 +247,68 @@ def test_the_proof_goes_beyond_the_window_where_it_can() -> None:
 
 
 def test_a_layers_patterns_are_freed_before_the_next_layers() -> None:
-    for architecture in ("llama", "bloom", "gptj", "falcon"):
+    for architecture in ("llama", "gemma2", "bloom", "gptj", "falcon"):
         model = tiny.model(architecture)
-        alive: list[weakref.ref[Tensor]] = []
+        alive: list[tuple[int, weakref.ref[Tensor]]] = []
 
-        def observe(layer: int, patterns: Tensor, _: Tensor, alive: Any = alive) -> None:
-            assert not any(one() is not None for one in alive), layer
-            alive.append(weakref.ref(patterns))
+        def observe(layer: int, rows: Rows, alive: Any = alive) -> None:
+            assert not any(one() is not None for place, one in alive if place < layer), layer
+            alive.append((layer, weakref.ref(rows.patterns)))
 
-        with torch.inference_mode(), observing(model, observe):
+        with torch.inference_mode(), observing(model, observe, n_rows=7):
             model.base_model(TOKENS, use_cache=False)
-        assert len(alive) == N_LAYERS
+        assert len(alive) == N_LAYERS * 5
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gemma3_text", "gpt_oss", "gptj"])
+def test_rows_are_the_same_however_many_a_block_has(architecture: str) -> None:
+    model = tiny.model(architecture)
+    at_once, one_by_one = whole(model, TOKENS), whole(model, TOKENS, n_rows=1)
+    assert len(one_by_one.blocks[0]) == TOKENS.shape[1]
+    for layer, expected in at_once.patterns.items():
+        torch.testing.assert_close(one_by_one.patterns[layer], expected, rtol=0, atol=1e-5)
+        assert torch.equal(one_by_one.allowed[layer], at_once.allowed[layer])
+
+
+def test_keys_before_the_window_are_not_computed() -> None:
+    """Of layers with a window of 12, blocks of 5 queries see 16 keys at most."""
+    blocks = whole(tiny.model("mistral"), TOKENS, n_rows=5).blocks[1]
+    assert [one.first_key for one in blocks] == [0, 0, 0, 4, 9, 14]
+    assert max(one.patterns.shape[-1] for one in blocks) == 16
+    own = tiny.model("mistral", attn_implementation="eager")(TOKENS, output_attentions=True)
+    torch.testing.assert_close(
+        whole(tiny.model("mistral"), TOKENS, n_rows=5).patterns[1], own.attentions[1]
+    )
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_oss", "bloom"])
+def test_what_rows_know_of_themselves_is_so(architecture: str) -> None:
+    """Entropies from logits or from patterns, distances, and what lies behind: by plain loops."""
+    for blocks in whole(tiny.model(architecture), TOKENS, n_rows=7).blocks.values():
+        for rows in blocks:
+            p = rows.patterns.double()
+            key = torch.arange(rows.first_key, rows.stop)
+            query = torch.arange(rows.first, rows.stop)
+            reach = query[:, None] - key
+            free = p * (key > 0)
+            close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5, check_dtype=False)
+            close(rows.entropy, torch.special.entr(p).sum(-1))
+            close(rows.distance, (p * reach).sum(-1))
+            close(rows.distance_sink_free, (free * reach).sum(-1))
+            close(rows.sink_free, free.sum(-1))
+            close(rows.largest, p.max(dim=-1).values)
+            for distance, since in ((0, 0), (0, 1), (1, 0), (13, 0), (13, 20), (29, 0), (40, 0)):
+                expected = [
+                    p[..., q - rows.first, q - distance - rows.first_key]
+                    if q - distance >= rows.first_key
+                    else p[..., 0, 0] * 0
+                    for q in query.tolist()
+                    if q >= max(distance, since)
+                ]
+                found = rows.behind(distance, since=since)
+                assert found.shape[-1] == len(expected)
+                if expected:
+                    close(found, torch.stack(expected, dim=-1))
 
 
 # What runs make of it.
@@ -248,9 +319,11 @@ def loaded(architecture: str = "llama") -> LoadedModel:
 
 
 def random_tokens(*lengths: int) -> Encoded:
+    """Sequences whose last token is their first again."""
     generator = torch.Generator().manual_seed(0)
-    tokens = [torch.randint(3, tiny.VOCABULARY, (n,), generator=generator) for n in lengths]
-    return Encoded(tokens=[one.tolist() for one in tokens], bos=0, period=None)
+    drawn = [torch.randint(3, tiny.VOCABULARY, (n - 1,), generator=generator) for n in lengths]
+    tokens = [[*one.tolist(), int(one[0])] for one in drawn]
+    return Encoded(tokens=tokens, bos=0, period=None)
 
 
 class Memory:
@@ -283,20 +356,22 @@ class Memory:
 def test_batches_are_halved_when_memory_runs_out(error: Exception, layer: int) -> None:
     """Also where earlier layers have seen the whole batch already: nothing counts twice."""
     encoded = random_tokens(*[17] * 7, 20, 20, 30)
-    whole = patterns._measure(loaded(), encoded, "p", Silence()).scores()
+    at_once = measure(loaded(), encoded, "p", Silence()).scores()
     one, notes = loaded(), Notes()
     memory = Memory(one, error, layer=layer, most=2)
-    halved = patterns._measure(one, encoded, "p", notes).scores()
+    sums = measure(one, encoded, "p", notes)
+    halved = sums.scores()
     assert memory.failed == 2
     assert memory.sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1, 2, 1]
     assert (notes.done, notes.total) == (10, 10)
     assert notes.noted == [
-        f"out of memory on {n} sequences of 17 tokens (p): going on with {half} at a time, which "
-        "changes no score"
-        for n, half in ((7, 3), (3, 1))
+        f"out of memory: sequences of 17 tokens go through {half} at a time, which changes no "
+        "score (p)"
+        for half in (3, 1)
     ]
-    assert set(whole) == set(halved)
-    for name, scores in whole.items():
+    assert sums.notes == [text.removesuffix(" (p)") for text in notes.noted]
+    assert set(at_once) == set(halved)
+    for name, scores in at_once.items():
         torch.testing.assert_close(halved[name], scores, rtol=0, atol=1e-6, equal_nan=True)
         assert not scores.isnan().any()
 
@@ -305,7 +380,7 @@ def test_memory_that_does_not_hold_one_sequence_is_an_error() -> None:
     one = loaded()
     Memory(one, MemoryError(), layer=1, most=0)
     with pytest.raises(ModelError, match="does not hold m on one sequence of 17 tokens"):
-        patterns._measure(one, random_tokens(17, 17), "p", Silence())
+        measure(one, random_tokens(17, 17), "p", Silence())
     assert not any(module._forward_hooks for module in attention_modules(one.model).values())
 
 
@@ -313,21 +388,21 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
     one = loaded()
     Memory(one, RuntimeError("shapes differ"), layer=1, most=0)
     with pytest.raises(RuntimeError, match="shapes differ"):
-        patterns._measure(one, random_tokens(17, 17), "p", Silence())
+        measure(one, random_tokens(17, 17), "p", Silence())
 
 
 def test_positional_over_several_batches_and_where_its_sums_are_too_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     encoded = random_tokens(20, 20, 20, 20, 20, 9)
-    whole = patterns._measure(loaded(), encoded, "p", Silence())
-    monkeypatch.setattr(patterns, "_MAX_PATTERN_BYTES", 2 * 6 * 20 * 20 * 4)
-    split = patterns._measure(loaded(), encoded, "p", Silence())
-    expected = whole.scores()["positional"]
+    at_once = measure(loaded(), encoded, "p", Silence())
+    monkeypatch.setattr(_passes, "_batch_size", lambda *_: 2)
+    split = measure(loaded(), encoded, "p", Silence())
+    expected = at_once.scores()["positional"]
     assert ((expected > 0) & (expected < 1)).all()
     torch.testing.assert_close(split.scores()["positional"], expected, rtol=0, atol=1e-6)
-    monkeypatch.setattr(patterns, "_MAX_KEPT_BYTES", 1000)
-    without = patterns._measure(loaded(), encoded, "p", Silence())
+    monkeypatch.setattr(_passes, "_MAX_KEPT_BYTES", 1000)
+    without = measure(loaded(), encoded, "p", Silence())
     assert without.scores()["positional"].isnan().all()
     assert not without.scores()["entropy"].isnan().any()
     assert patterns._undefined({"p": without, "q": without}) == {
@@ -336,8 +411,9 @@ def test_positional_over_several_batches_and_where_its_sums_are_too_large(
 
 
 def test_positional_is_undefined_without_two_sequences_of_one_length() -> None:
-    scores = patterns._measure(loaded(), random_tokens(9, 10, 11), "p", Silence()).scores()
-    assert scores["positional"].isnan().all()
+    sums = measure(loaded(), random_tokens(9, 10, 11), "p", Silence())
+    assert sums.scores()["positional"].isnan().all()
+    assert sums.left_out["positional"] == "no two sequences have the same length"
 
 
 def rows(one: catalog.Catalog) -> list[dict[str, Any]]:
@@ -354,11 +430,11 @@ def test_a_head_with_nan_in_its_attention_has_no_score_and_the_others_have(
     duckdb_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Head 2 of layer 1, on one probe only; and all heads of layer 2 on another model."""
-    folder = tiny.save(tmp_path / "m", "llama")
+    folder = tiny.save(tmp_path / "m", "gptj")
     probe = write(tmp_path / "mine.jsonl", *random_tokens(12, 12, 15).tokens)
     asked = IngestRequest(model=str(folder), suites=("patterns",), probe=str(probe), only=True)
-    whole = catalog.connect(f"duckdb:///{tmp_path / 'whole.duckdb'}", create=True)
-    ingest(whole, asked)
+    undamaged = catalog.connect(f"duckdb:///{tmp_path / 'undamaged.duckdb'}", create=True)
+    ingest(undamaged, asked)
 
     def poisoned(heads: slice, layer: int) -> Callable[..., LoadedModel]:
         def load(*args: Any, **kwargs: Any) -> LoadedModel:
@@ -385,7 +461,7 @@ def test_a_head_with_nan_in_its_attention_has_no_score_and_the_others_have(
     assert f"L1H2 has no score: {reason}" in notes.noted
     assert rows(one) == [
         row | {"value": None} if (row["layer"], row["head"]) == (1, 2) else row
-        for row in rows(whole)
+        for row in rows(undamaged)
     ]
     (run,) = one.sql("SELECT status, notes FROM runs").rows()
     assert run["status"] == "succeeded"
@@ -396,6 +472,25 @@ def test_a_head_with_nan_in_its_attention_has_no_score_and_the_others_have(
     ingest(other, asked)
     (run,) = other.sql("SELECT notes FROM runs").rows()
     assert json.loads(run["notes"])["undefined"] == {"L2": reason}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_head_whose_queries_are_nan_is_damaged_alone(architecture: str) -> None:
+    """In the last layer, where nothing is left that it could spoil."""
+    one = loaded(architecture)
+    projection = {"llama": "q_proj", "gpt2": "c_attn"}[architecture]
+    d_head = {"llama": 10, "gpt2": 8}[architecture]
+
+    def damage(_module: object, _args: object, output: Tensor) -> Tensor:
+        output[1, 4, 3 * d_head] = torch.nan
+        return output
+
+    last = attention_modules(one.model)[2]
+    last.get_submodule(projection).register_forward_hook(damage)
+    sums = measure(one, random_tokens(9, 9), "p", Silence())
+    assert sums.damaged.nonzero().tolist() == [[2, 3]]
+    for scores in sums.scores().values():
+        assert scores.isnan().nonzero().tolist() == [[2, 3]]
 
 
 def test_layers_without_softmax_heads_have_no_scores_and_say_so(

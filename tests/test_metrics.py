@@ -8,22 +8,49 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import Float
+from observed import as_rows
 from torch import Tensor
 
-from ingest.metrics import PATTERN_GROUP_METRICS, PATTERN_METRICS, RELATION_METRICS, Sequences
+from ingest.metrics import (
+    CLASS_METRICS,
+    PATTERN_GROUP_METRICS,
+    PATTERN_METRICS,
+    RELATION_METRICS,
+    Sequences,
+    class_mass,
+)
 
 PERIOD = 5
 
 
-def sequences(n: int, *, bos: int = 0, period: int | None = None) -> Sequences:
-    return Sequences(bos=bos, period=period, allowed=torch.arange(1, n + 1, dtype=torch.float64))
+def values_of(
+    name: str, patterns: Tensor, facts: Sequences, *, n_rows: int | None = None
+) -> Float[Tensor, "batch head position"]:
+    """A metric's values over all positions, from blocks of so many rows."""
+    compute = PATTERN_METRICS[name].compute
+    return torch.cat([compute(rows, facts) for rows in as_rows(patterns, n_rows=n_rows)], dim=2)
 
 
-def score(name: str, patterns: Tensor, *, bos: int = 0, period: int | None = None) -> float:
+def score(
+    name: str,
+    patterns: Tensor,
+    *,
+    bos: int = 0,
+    period: int | None = None,
+    tokens: list[int] | None = None,
+    n_rows: int | None = None,
+) -> float:
     """The mean over positions, for a batch of one with one head."""
-    facts = sequences(patterns.shape[-1], bos=bos, period=period)
-    values = PATTERN_METRICS[name].compute(patterns[None, None].double(), facts)
-    return float(values.double().nanmean())
+    known = None if tokens is None else torch.tensor([tokens])
+    facts = Sequences(bos=bos, period=period, tokens=known)
+    values = values_of(name, patterns[None, None].double(), facts, n_rows=n_rows)
+    return float(values.nanmean())
+
+
+def words(period: int) -> list[int]:
+    """Tokens of a text in which some occur once, some often, and one follows itself."""
+    return [1, 2, 1, 3, 3, 4, 1, 2, 5, *range(6, 6 + 2 * period)][: 2 * period]
 
 
 def attending(n: int, key: Callable[[int], int]) -> Tensor:
@@ -38,10 +65,12 @@ def uniform(n: int) -> Tensor:
     return torch.ones(n, n).tril() / torch.arange(1.0, n + 1)[:, None]
 
 
-def random_pattern(n: int, seed: int) -> Tensor:
+def random_pattern(n: int, seed: int, *, window: int | None = None) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(n, n, generator=generator)
-    return logits.masked_fill(torch.ones(n, n).triu(1) > 0, -math.inf).softmax(-1)
+    ones = torch.ones(n, n)
+    hidden = ones.triu(1) + (0 if window is None else ones.tril(-window))
+    return logits.masked_fill(hidden > 0, -math.inf).softmax(-1)
 
 
 IDEAL: dict[str, Tensor] = {
@@ -130,6 +159,12 @@ def most(p: Tensor, n: int, behind: int, first: int) -> list[float]:
     ]
 
 
+def after_same(p: Tensor, tokens: list[int], n: int, ahead: int) -> list[float]:
+    """Per query whose token occurs before, what the keys there (or the next ones) get."""
+    earlier = {q: [k for k in range(q) if tokens[k] == tokens[q]] for q in range(n)}
+    return [sum(float(p[q, k + ahead]) for k in found) for q, found in earlier.items() if found]
+
+
 LOOPS: dict[str, Callable[[Tensor, int, int], list[float]]] = {
     "previous_token": lambda p, n, _: [float(p[q, q - 1]) for q in range(1, n)],
     "current_token": lambda p, n, _: [float(p[q, q]) for q in range(1, n)],
@@ -161,6 +196,8 @@ LOOPS: dict[str, Callable[[Tensor, int, int], list[float]]] = {
         / sum(float(p[q, k]) for k in range(1, q + 1))
         for q in range(1, n)
     ],
+    "same_token_mass": lambda p, n, t: after_same(p, words(t), n, 0),
+    "induction_mass": lambda p, n, t: after_same(p, words(t), n, 1),
 }
 
 
@@ -170,15 +207,16 @@ def test_every_pattern_metric_has_a_loop() -> None:
 
 @pytest.mark.parametrize("name", sorted(LOOPS))
 @settings(max_examples=15, deadline=None)
-@given(period=st.integers(5, 9), seed=st.integers(0, 1000))
-def test_metrics_equal_plain_loops_on_random_patterns(name: str, period: int, seed: int) -> None:
+@given(period=st.integers(5, 9), seed=st.integers(0, 1000), n_rows=st.integers(1, 20))
+def test_metrics_equal_plain_loops_on_random_patterns(
+    name: str, period: int, seed: int, n_rows: int
+) -> None:
     n = 2 * period
     pattern = random_pattern(n, seed)
     before = pattern.clone()
     values = LOOPS[name](pattern.double(), n, period)
-    assert score(name, pattern, period=period) == pytest.approx(
-        sum(values) / len(values), abs=1e-12
-    )
+    found = score(name, pattern, period=period, tokens=words(period), n_rows=n_rows)
+    assert found == pytest.approx(sum(values) / len(values), abs=1e-12)
     assert torch.equal(pattern, before)
     low, high = PATTERN_METRICS[name].range
     assert all(low - 1e-6 <= value <= (high or math.inf) + 1e-6 for value in values)
@@ -187,10 +225,11 @@ def test_metrics_equal_plain_loops_on_random_patterns(name: str, period: int, se
 def test_permuting_heads_permutes_scores() -> None:
     patterns = torch.stack(list(starmap(random_pattern, [(10, 1), (10, 2), (10, 3)])))[None]
     order = [2, 0, 1]
-    for metric in PATTERN_METRICS.values():
-        facts = sequences(10, period=5)
-        values = metric.compute(patterns, facts)
-        torch.testing.assert_close(metric.compute(patterns[:, order], facts), values[:, order])
+    facts = Sequences(period=5, tokens=torch.tensor([words(5)]))
+    for name in PATTERN_METRICS:
+        values = values_of(name, patterns, facts)
+        permuted = values_of(name, patterns[:, order], facts)
+        torch.testing.assert_close(permuted, values[:, order], equal_nan=True)
 
 
 def test_a_tie_is_not_attended_most() -> None:
@@ -203,20 +242,22 @@ def test_a_tie_is_not_attended_most() -> None:
 @pytest.mark.parametrize("name", sorted(LOOPS))
 def test_float32_is_exact_enough(name: str) -> None:
     pattern = torch.stack([random_pattern(130, seed) for seed in range(4)])[:, None]
-    facts = sequences(130, period=65)
-    values = PATTERN_METRICS[name].compute(pattern, facts).double().mean()
-    exact = PATTERN_METRICS[name].compute(pattern.double(), facts).mean()
+    facts = Sequences(period=65, tokens=torch.tensor([words(65)] * 4))
+    values = values_of(name, pattern, facts, n_rows=40).double().nanmean()
+    exact = values_of(name, pattern.double(), facts).nanmean()
     assert float(values) == pytest.approx(float(exact), abs=1e-6, rel=1e-6)
 
 
-def positional(*patterns: Tensor) -> float:
+def positional(*patterns: Tensor, n_rows: int | None = None, window: int | None = None) -> float:
     """Of one head's patterns in sequences of one length."""
     metric = PATTERN_GROUP_METRICS["positional"]
     assert metric.finish is not None
-    batch = torch.stack(patterns)[:, None]
-    sums = metric.compute(batch, sequences(batch.shape[-1]))
-    assert {value.dtype for value in sums.values()} == {torch.float64}
-    numerator, denominator = metric.finish(sums, len(patterns))
+    numerator = denominator = torch.zeros(1, dtype=torch.float64)
+    for rows in as_rows(torch.stack(patterns)[:, None], n_rows=n_rows, window=window):
+        sums = metric.compute(rows)
+        assert {value.dtype for value in sums.values()} == {torch.float64}
+        some, of = metric.finish(sums, len(patterns))
+        numerator, denominator = numerator + some, denominator + of
     return float(numerator / denominator)
 
 
@@ -232,9 +273,17 @@ def test_positional_by_paper() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(n=st.integers(2, 12), count=st.integers(2, 5), seed=st.integers(0, 1000))
-def test_positional_equals_plain_loops(n: int, count: int, seed: int) -> None:
-    patterns = [random_pattern(n, 10 * seed + b) for b in range(count)]
+@given(
+    n=st.integers(2, 12),
+    count=st.integers(2, 5),
+    seed=st.integers(0, 1000),
+    n_rows=st.integers(1, 12),
+    window=st.one_of(st.none(), st.integers(2, 12)),
+)
+def test_positional_equals_plain_loops(
+    n: int, count: int, seed: int, n_rows: int, window: int | None
+) -> None:
+    patterns = [random_pattern(n, 10 * seed + b, window=window) for b in range(count)]
     within = around = 0.0
     for q in range(n):
         for k in range(q + 1):
@@ -242,12 +291,87 @@ def test_positional_equals_plain_loops(n: int, count: int, seed: int) -> None:
             mean = sum(values) / count
             within += sum((value - mean) ** 2 for value in values)
             around += sum((value - 1 / (q + 1)) ** 2 for value in values)
-    assert positional(*patterns) == pytest.approx(1 - within / around, abs=1e-6)
-    assert -1e-6 <= positional(*patterns) <= 1 + 1e-6
+    found = positional(*patterns, n_rows=n_rows, window=window)
+    assert found == pytest.approx(1 - within / around, abs=1e-6)
+    assert -1e-6 <= found <= 1 + 1e-6
 
 
 def test_every_group_metric_is_tested_here() -> None:
     assert set(PATTERN_GROUP_METRICS) == {"positional"}
+
+
+# Classes of tokens.
+
+
+def of_class(
+    name: str,
+    patterns: Tensor,
+    members: list[list[int]],
+    *,
+    n_rows: int | None = None,
+    window: int | None = None,
+) -> float:
+    """A metric of a class, over a batch of sequences with one head."""
+    classes = {"c": torch.tensor(members) > 0, "other": torch.tensor(members) == 0}
+    numerator = denominator = 0.0
+    for rows in as_rows(patterns[:, None].double(), n_rows=n_rows, window=window):
+        found = class_mass(rows, Sequences(classes=classes))["c"]
+        some, of = CLASS_METRICS[name].compute(*found, rows)
+        assert some.shape[0] == of.shape[0]
+        assert some.shape[2] == of.shape[2]
+        numerator, denominator = numerator + float(some.sum()), denominator + float(of.sum())
+    return numerator / denominator if denominator else math.nan
+
+
+def test_attention_to_a_class_by_paper() -> None:
+    """Uniform attention in which keys 1 and 2 of four are of the class."""
+    members = [[0, 1, 1, 0]]
+    mass = (1 / 2 + 2 / 3 + 2 / 4) / 3
+    assert of_class("token_mass", uniform(4)[None], members) == pytest.approx(mass)
+    assert of_class("token_mass_last", uniform(4)[None], members) == pytest.approx(1 / 2)
+    assert of_class("token_lift", uniform(4)[None], members) == pytest.approx(1)
+    # All attention on position 1 from there on: the class gets all of it.
+    first = attending(4, lambda q: min(q, 1))[None]
+    assert of_class("token_mass", first, members) == 1
+    assert of_class("token_lift", first, members) == pytest.approx(1 / mass)
+    nobody = [[0, 0, 0, 0]]
+    assert of_class("token_mass", first, nobody) == of_class("token_mass_last", first, nobody) == 0
+    assert math.isnan(of_class("token_lift", first, nobody))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(2, 12),
+    seed=st.integers(0, 1000),
+    n_rows=st.integers(1, 12),
+    window=st.one_of(st.none(), st.integers(2, 12)),
+)
+def test_class_metrics_equal_plain_loops(
+    n: int, seed: int, n_rows: int, window: int | None
+) -> None:
+    patterns = torch.stack([random_pattern(n, 3 * seed + b, window=window) for b in range(3)])
+    generator = torch.Generator().manual_seed(seed)
+    members = torch.randint(2, (3, n), generator=generator)
+    members[0, -1] = 1  # a key that the last query, at least, may attend to
+    mass, share, last = [], [], []
+    for pattern, is_member in zip(patterns.double(), members.tolist(), strict=True):
+        for q in range(n):
+            keys = range(max(0, q + 1 - (window or n)), q + 1)
+            got = sum(float(pattern[q, k]) for k in keys if is_member[k])
+            if q:
+                mass.append(got)
+                share.append(sum(is_member[k] for k in keys) / len(keys))
+            if q == n - 1:
+                last.append(got)
+    expected = {
+        "token_mass": sum(mass) / len(mass),
+        "token_mass_last": sum(last) / len(last),
+        "token_lift": sum(mass) / sum(share),
+    }
+    assert set(expected) == set(CLASS_METRICS)
+    for name, value in expected.items():
+        found = of_class(name, patterns, members.tolist(), n_rows=n_rows, window=window)
+        assert found == pytest.approx(value, rel=1e-6)
 
 
 def test_relation_metrics_count_ranks_below_k() -> None:

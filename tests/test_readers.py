@@ -10,18 +10,23 @@ from typing import Any, cast
 import pytest
 import tiny
 import torch
+from observed import Whole, whole
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from catalog.errors import ModelError
 from ingest.readers.architectures import LAYOUTS, layout
-from ingest.readers.attention import observing, prove
+from ingest.readers.attention import has_interface, observing, prove
 from ingest.readers.tensors import SafetensorsTensors, skeleton
 from ingest.readers.weights import HeadReader
 
 TOKENS = torch.arange(3, 3 + 2 * 30).reshape(2, 30)
 SOURCE = 4
 ALL = [*sorted(LAYOUTS), *tiny.VARIANTS]
+WITHOUT_INTERFACE = [
+    *("bloom", "codegen", "falcon", "falcon multi-head", "falcon multi-query", "gpt_neo", "gptj"),
+    *("mpt", "qwen3_5_text", "qwen3_next", "stablelm", "stablelm parallel", "xglm"),
+]
 
 
 def test_every_supported_architecture_is_proved_here() -> None:
@@ -247,18 +252,13 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
 def test_observed_patterns_are_the_models_own(architecture: str) -> None:
     """Every layer with softmax heads once and in order, and the keys that its mask leaves."""
     model = tiny.model(architecture)
+    assert has_interface(model) == (architecture not in WITHOUT_INTERFACE)
     prove(model, architecture)
     before = model.config._attn_implementation
-    seen: dict[int, Tensor] = {}
-    allowed: dict[int, Tensor] = {}
-
-    def observe(layer: int, patterns: Tensor, keys: Tensor) -> None:
-        assert layer not in seen
-        seen[layer], allowed[layer] = patterns, keys
-
+    seen = Whole()
     with torch.inference_mode():
         usual = model(TOKENS, use_cache=False).logits
-        with observing(model, observe):
+        with observing(model, seen, n_rows=7):
             observed = model(TOKENS, use_cache=False).logits
         assert model.config._attn_implementation == before
         model.config._attn_implementation = "eager"
@@ -266,15 +266,17 @@ def test_observed_patterns_are_the_models_own(architecture: str) -> None:
     torch.testing.assert_close(observed, usual, atol=1e-4, rtol=1e-4)
     kinds = getattr(model.config, "layer_types", None) or []
     expected = [i for i in range(3) if kinds[i : i + 1] != ["linear_attention"]]
-    assert list(seen) == expected
-    for patterns, theirs, keys in zip(seen.values(), own, allowed.values(), strict=True):
-        assert torch.equal(patterns, theirs)
+    assert list(seen.blocks) == expected
+    all_patterns, all_allowed = seen.patterns.values(), seen.allowed.values()
+    for patterns, theirs, keys in zip(all_patterns, own, all_allowed, strict=True):
+        torch.testing.assert_close(patterns, theirs, rtol=0, atol=1e-5)
+        assert torch.equal(patterns == 0, theirs == 0)
         assert torch.equal(keys, (theirs > 0).any(dim=1)[0].sum(dim=-1))
         if architecture != "gpt_oss":
             torch.testing.assert_close(patterns.sum(dim=-1), torch.ones(patterns.shape[:-1]))
 
 
-@pytest.mark.parametrize("architecture", ALL)
+@pytest.mark.parametrize("architecture", WITHOUT_INTERFACE)
 def test_observed_patterns_are_what_heads_average_values_with(architecture: str) -> None:
     """What the softmax gives inside the module is what is observed, but for a sink's column."""
     model = tiny.model(architecture)
@@ -288,16 +290,11 @@ def test_observed_patterns_are_what_heads_average_values_with(architecture: str)
             softmaxed.append(out.reshape(2, -1, n, out.shape[-1])[..., :n])
         return out
 
-    seen: list[Tensor] = []
-    with (
-        torch.inference_mode(),
-        pytest.MonkeyPatch.context() as patch,
-        observing(model, lambda _layer, patterns, _keys: seen.append(patterns)),
-    ):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.functional, "softmax", recorded)
-        model(TOKENS, use_cache=False)
+        seen = whole(model, TOKENS).patterns
     assert seen
-    for patterns, theirs in zip(seen, softmaxed, strict=True):
+    for patterns, theirs in zip(seen.values(), softmaxed, strict=True):
         assert torch.equal(patterns, theirs)
 
 

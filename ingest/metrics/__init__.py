@@ -21,6 +21,7 @@ from ingest.metrics import (
     entropy_normalized,
     first_token,
     induction,
+    induction_mass,
     induction_strict,
     local_8,
     norm,
@@ -35,9 +36,15 @@ from ingest.metrics import (
     relation_mrr,
     relation_score,
     relation_suppression,
+    same_token_mass,
     singular_values,
+    token_lift,
+    token_mass,
+    token_mass_last,
 )
+from ingest.metrics._classes import class_mass
 from ingest.metrics._declare import (
+    CLASS_METRICS,
     COMPOSITION_METRICS,
     COPYING_METRICS,
     PATTERN_GROUP_METRICS,
@@ -54,6 +61,7 @@ from ingest.metrics._sample import sample_tokens
 from ingest.metrics._token_map import gram_matrix
 
 __all__ = [
+    "CLASS_METRICS",
     "COMPOSITION_METRICS",
     "COPYING_METRICS",
     "PATTERN_GROUP_METRICS",
@@ -65,6 +73,7 @@ __all__ = [
     "ModelMatrices",
     "Sequences",
     "Sums",
+    "class_mass",
     "composition",
     "confidence",
     "copying_hits",
@@ -81,6 +90,7 @@ __all__ = [
     "first_token",
     "gram_matrix",
     "induction",
+    "induction_mass",
     "induction_strict",
     "local_8",
     "norm",
@@ -95,6 +105,10 @@ __all__ = [
     "relation_mrr",
     "relation_score",
     "relation_suppression",
+    "same_token_mass",
     "sample_tokens",
     "singular_values",
+    "token_lift",
+    "token_mass",
+    "token_mass_last",
 ]

@@ -1,14 +1,15 @@
 """How a metric declares itself: a pure function and the facts that users see beside its scores."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ingest.heads import LayerHeads
+from ingest.rows import Rows
 from ingest.signatures import Anchors
 
 
@@ -19,12 +20,14 @@ class Sequences:
     All sequences of a batch have the same length.
     """
 
-    bos: int
+    bos: int = 0
     """1 where a BOS token stands first, else 0."""
-    period: int | None
+    period: int | None = None
     """Length of the repeated block where the sequences are one block repeated once, else None."""
-    allowed: Float[Tensor, " query"]
-    """How many keys each query may attend to: min(q + 1, window)."""
+    tokens: Int[Tensor, "batch position"] | None = None
+    """Their ids, where metrics ask for them."""
+    classes: Mapping[str, Bool[Tensor, "batch position"]] = field(default_factory=dict)
+    """Which positions hold a token of a named class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +44,19 @@ class ModelMatrices:
     """What the layer's heads read and write of the words that all models share."""
 
 
-PatternFunction = Callable[
-    [Float[Tensor, "batch head query key"], Sequences], Float[Tensor, "batch head position"]
-]
+PatternFunction = Callable[[Rows, Sequences], Float[Tensor, "batch head position"]]
 Sums = Mapping[str, Tensor]
-GroupFunction = Callable[[Float[Tensor, "batch head query key"], Sequences], Sums]
+GroupFunction = Callable[[Rows], Sums]
 Finish = Callable[[Sums, int], tuple[Float[Tensor, " head"], Float[Tensor, " head"]]]
+Quotient = tuple[Float[Tensor, "batch head position"], Float[Tensor, "batch one position"]]
+ClassFunction = Callable[
+    [Float[Tensor, "batch head query"], Float[Tensor, "batch one query"], Rows], Quotient
+]
 RankFunction = Callable[[Int[Tensor, "head pair"], int], Float[Tensor, "head pair"]]
 WeightFunction = Callable[[LayerHeads, ModelMatrices], Float[Tensor, " head"]]
 VectorFunction = Callable[[LayerHeads, ModelMatrices], Float[Tensor, "head n"]]
 CompositionFunction = Callable[[Float[Tensor, "*head n"]], Float[Tensor, "*head"]]
-F = TypeVar("F", bound=Callable[..., Tensor | Sums])
+F = TypeVar("F", bound=Callable[..., Tensor | Sums | Quotient])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +76,13 @@ class Declared(Generic[F]):
     """Parts of `LayerHeads` and fields of `ModelMatrices` without which all heads are undefined."""
     finish: Finish | None = None
     """Of group metrics: what the sums over a group of sequences come to."""
+    needs_tokens: bool = False
+    """Whether the metric is of which tokens are the same, in texts."""
 
 
 PATTERN_METRICS: dict[str, Declared[PatternFunction]] = {}
 PATTERN_GROUP_METRICS: dict[str, Declared[GroupFunction]] = {}
+CLASS_METRICS: dict[str, Declared[ClassFunction]] = {}
 RELATION_METRICS: dict[str, Declared[RankFunction]] = {}
 COPYING_METRICS: dict[str, Declared[RankFunction]] = {}
 WEIGHT_METRICS: dict[str, Declared[WeightFunction]] = {}
@@ -91,14 +99,16 @@ def pattern_metric(
     range: tuple[float, float | None],  # noqa: A002 - the word for it
     source: str,
     needs_period: bool = False,
+    needs_tokens: bool = False,
 ) -> Callable[[PatternFunction], PatternFunction]:
     """Declare a metric of attention patterns.
 
-    The function maps softmaxed patterns of one layer to the metric's value at every position
-    over which it is averaged, NaN where it is undefined there. The score of a head is the plain
-    mean over these positions and all sequences, summed in float64; it is undefined where no
-    position is defined. Patterns are float32 and finite, and must be left as they are. What a sink
-    that is a parameter took of a row is no key's: it is missing from the row and counts nowhere.
+    The function maps some rows of one layer's softmaxed patterns to the metric's value at every
+    position among them over which it is averaged, NaN where it is undefined there. The score of a
+    head is the plain mean over these positions and all sequences, summed in float64; it is
+    undefined where no position is defined. Rows are finite, and must be left as they are. What a
+    sink that is a parameter took of a row is no key's: it is missing from the row and counts
+    nowhere.
     """
     return _into(
         PATTERN_METRICS,
@@ -108,6 +118,7 @@ def pattern_metric(
         range=range,
         source=source,
         needs_period=needs_period,
+        needs_tokens=needs_tokens,
     )
 
 
@@ -122,10 +133,10 @@ def pattern_group_metric(
 ) -> Callable[[GroupFunction], GroupFunction]:
     """Declare a metric of attention patterns that compares sequences of one length.
 
-    The function gives sums over a batch's sequences, float64, which are added up over batches;
-    `finish` makes of a group's sums and number of sequences, at least two, a numerator and a
-    denominator per head. The score is the quotient of their sums over all groups (lengths);
-    undefined where it is 0 / 0.
+    The function gives sums over a batch's sequences for some rows, float64, which are added up
+    over batches; `finish` makes of the sums of a group and its number of sequences, at least two,
+    these rows' numerator and denominator per head. The score is the quotient of their sums over
+    all rows and groups (lengths); undefined where it is 0 / 0.
     """
     return _into(
         PATTERN_GROUP_METRICS,
@@ -136,6 +147,24 @@ def pattern_group_metric(
         source=source,
         finish=finish,
     )
+
+
+def class_metric(
+    *,
+    name: str,
+    version: int,
+    unit: str,
+    range: tuple[float, float | None],  # noqa: A002 - the word for it
+    source: str,
+) -> Callable[[ClassFunction], ClassFunction]:
+    """Declare a metric of the attention that a class of tokens gets.
+
+    The function maps the attention that keys of the class get of some rows, and the share of the
+    keys that a query may attend to which are of the class, to a numerator and a denominator at
+    every position that counts. The score is the quotient of their sums over positions and
+    sequences, in float64; undefined where it is 0 / 0.
+    """
+    return _into(CLASS_METRICS, name=name, version=version, unit=unit, range=range, source=source)
 
 
 def relation_metric(

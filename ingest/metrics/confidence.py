@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ingest.metrics._declare import Sequences, pattern_metric
+from ingest.rows import Rows
 
 
 @pattern_metric(
@@ -16,8 +17,6 @@ from ingest.metrics._declare import Sequences, pattern_metric
         "mean over q >= 1 of max P"
     ),
 )
-def confidence(
-    patterns: Float[Tensor, "batch head query key"], _sequences: Sequences
-) -> Float[Tensor, "batch head position"]:
+def confidence(rows: Rows, _sequences: Sequences) -> Float[Tensor, "batch head position"]:
     """Mean over queries but the first of the largest attention probability."""
-    return patterns[..., 1:, :].amax(dim=-1)
+    return rows.largest[..., rows.since(1)]

@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ingest.metrics._declare import Sequences, pattern_metric
+from ingest.rows import Rows
 
 
 @pattern_metric(
@@ -13,8 +14,6 @@ from ingest.metrics._declare import Sequences, pattern_metric
     range=(0.0, 1.0),
     source="Clark et al. 2019, arXiv:1906.04341 (section 3.1); mean over q >= 1 of P[q, q]",
 )
-def current_token(
-    patterns: Float[Tensor, "batch head query key"], _sequences: Sequences
-) -> Float[Tensor, "batch head position"]:
+def current_token(rows: Rows, _sequences: Sequences) -> Float[Tensor, "batch head position"]:
     """Mean attention from each query but the first to its own position."""
-    return patterns.diagonal(dim1=-2, dim2=-1)[..., 1:]
+    return rows.behind(0, since=1)

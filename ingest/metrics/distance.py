@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ingest.metrics._declare import Sequences, pattern_metric
-from ingest.metrics._positions import offsets
+from ingest.rows import Rows
 
 
 @pattern_metric(
@@ -14,8 +14,6 @@ from ingest.metrics._positions import offsets
     range=(0.0, None),
     source="Vig and Belinkov 2019, arXiv:1906.04284 (section 4.3, mean attention distance)",
 )
-def distance(
-    patterns: Float[Tensor, "batch head query key"], _sequences: Sequences
-) -> Float[Tensor, "batch head position"]:
+def distance(rows: Rows, _sequences: Sequences) -> Float[Tensor, "batch head position"]:
     """Mean over queries but the first of the attended distance q - k."""
-    return (patterns * offsets(patterns)).sum(dim=-1)[..., 1:]
+    return rows.distance[..., rows.since(1)]

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ingest.metrics._declare import Sequences, pattern_metric
-from ingest.metrics._positions import offsets
+from ingest.rows import Rows
 
 
 @pattern_metric(
@@ -14,9 +14,7 @@ from ingest.metrics._positions import offsets
     range=(0.0, 1.0),
     source="Vig and Belinkov 2019, arXiv:1906.04284 (section 4.3), divided by q",
 )
-def distance_relative(
-    patterns: Float[Tensor, "batch head query key"], _sequences: Sequences
-) -> Float[Tensor, "batch head position"]:
+def distance_relative(rows: Rows, _sequences: Sequences) -> Float[Tensor, "batch head position"]:
     """Mean over queries but the first of the attended distance q - k over q."""
-    reach = offsets(patterns)
-    return (patterns * reach).sum(dim=-1)[..., 1:] / reach[1:, 0]
+    later = rows.since(1)
+    return rows.distance[..., later] / rows.positions[later]

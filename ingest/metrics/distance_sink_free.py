@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ingest.metrics._declare import Sequences, pattern_metric
-from ingest.metrics._positions import offsets
+from ingest.rows import Rows
 
 
 @pattern_metric(
@@ -17,9 +17,7 @@ from ingest.metrics._positions import offsets
         "Xiao et al. 2023, arXiv:2309.17453 (sinks)"
     ),
 )
-def distance_sink_free(
-    patterns: Float[Tensor, "batch head query key"], _sequences: Sequences
-) -> Float[Tensor, "batch head position"]:
+def distance_sink_free(rows: Rows, _sequences: Sequences) -> Float[Tensor, "batch head position"]:
     """Mean attended distance with key 0 removed and the rest renormalised."""
-    rest = patterns[..., 1:, 1:]
-    return (rest * offsets(patterns)[1:, 1:]).sum(dim=-1) / rest.sum(dim=-1)
+    later = rows.since(1)
+    return (rows.distance_sink_free / rows.sink_free)[..., later]

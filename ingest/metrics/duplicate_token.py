@@ -4,7 +4,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ingest.metrics._declare import Sequences, pattern_metric
-from ingest.metrics._positions import require_period
+from ingest.metrics._period import period_of
+from ingest.rows import Rows
 
 
 @pattern_metric(
@@ -15,9 +16,7 @@ from ingest.metrics._positions import require_period
     source="Wang et al. 2022, arXiv:2211.00593 (section 3, duplicate token heads)",
     needs_period=True,
 )
-def duplicate_token(
-    patterns: Float[Tensor, "batch head query key"], sequences: Sequences
-) -> Float[Tensor, "batch head position"]:
+def duplicate_token(rows: Rows, sequences: Sequences) -> Float[Tensor, "batch head position"]:
     """Mean attention from the second copy of a block to the same token in the first."""
-    period = require_period(patterns, sequences)
-    return patterns.diagonal(offset=-period, dim1=-2, dim2=-1)[..., -period:]
+    period = period_of(rows, sequences)
+    return rows.behind(period, since=rows.length - period)

@@ -4,7 +4,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ingest.metrics._declare import Sequences, pattern_metric
-from ingest.metrics._positions import attended_most, require_period
+from ingest.metrics._period import period_of
+from ingest.rows import Rows
 
 
 @pattern_metric(
@@ -19,12 +20,11 @@ from ingest.metrics._positions import attended_most, require_period
     needs_period=True,
 )
 def duplicate_token_strict(
-    patterns: Float[Tensor, "batch head query key"], sequences: Sequences
+    rows: Rows, sequences: Sequences
 ) -> Float[Tensor, "batch head position"]:
     """Share of the second copy's queries that attend most to the same token in the first.
 
     A tie does not count; BOS and the first copy are keys and no queries.
     """
-    period = require_period(patterns, sequences)
-    named = patterns.diagonal(offset=-period, dim1=-2, dim2=-1)[..., -period:]
-    return attended_most(patterns[..., -period:, :], named)
+    period = period_of(rows, sequences)
+    return rows.attended_most(period, since=rows.length - period)

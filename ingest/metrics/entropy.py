@@ -1,10 +1,10 @@
 """How spread out attention is."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ingest.metrics._declare import Sequences, pattern_metric
+from ingest.rows import Rows
 
 
 @pattern_metric(
@@ -14,8 +14,6 @@ from ingest.metrics._declare import Sequences, pattern_metric
     range=(0.0, None),
     source="Clark et al. 2019, arXiv:1906.04341 (section 3.3); -sum P ln P",
 )
-def entropy(
-    patterns: Float[Tensor, "batch head query key"], _sequences: Sequences
-) -> Float[Tensor, "batch head position"]:
+def entropy(rows: Rows, _sequences: Sequences) -> Float[Tensor, "batch head position"]:
     """Mean entropy of each query's attention, the first (0) included."""
-    return torch.special.entr(patterns).sum(dim=-1)
+    return rows.entropy

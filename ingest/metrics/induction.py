@@ -4,7 +4,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ingest.metrics._declare import Sequences, pattern_metric
-from ingest.metrics._positions import require_period
+from ingest.metrics._period import period_of
+from ingest.rows import Rows
 
 
 @pattern_metric(
@@ -15,9 +16,7 @@ from ingest.metrics._positions import require_period
     source="Olsson et al. 2022, arXiv:2209.11895 (prefix matching; second copy)",
     needs_period=True,
 )
-def induction(
-    patterns: Float[Tensor, "batch head query key"], sequences: Sequences
-) -> Float[Tensor, "batch head position"]:
+def induction(rows: Rows, sequences: Sequences) -> Float[Tensor, "batch head position"]:
     """Mean attention from the second copy of a block to the token after its earlier self."""
-    period = require_period(patterns, sequences)
-    return patterns.diagonal(offset=1 - period, dim1=-2, dim2=-1)[..., -period:]
+    period = period_of(rows, sequences)
+    return rows.behind(period - 1, since=rows.length - period)

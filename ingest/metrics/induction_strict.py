@@ -4,7 +4,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ingest.metrics._declare import Sequences, pattern_metric
-from ingest.metrics._positions import attended_most, require_period
+from ingest.metrics._period import period_of
+from ingest.rows import Rows
 
 
 @pattern_metric(
@@ -18,13 +19,10 @@ from ingest.metrics._positions import attended_most, require_period
     ),
     needs_period=True,
 )
-def induction_strict(
-    patterns: Float[Tensor, "batch head query key"], sequences: Sequences
-) -> Float[Tensor, "batch head position"]:
+def induction_strict(rows: Rows, sequences: Sequences) -> Float[Tensor, "batch head position"]:
     """Share of the second copy's queries that attend most to the token after their earlier self.
 
     A tie does not count; BOS and the first copy are keys and no queries.
     """
-    period = require_period(patterns, sequences)
-    named = patterns.diagonal(offset=1 - period, dim1=-2, dim2=-1)[..., -period:]
-    return attended_most(patterns[..., -period:, :], named)
+    period = period_of(rows, sequences)
+    return rows.attended_most(period - 1, since=rows.length - period)

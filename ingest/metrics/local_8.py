@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ingest.metrics._declare import Sequences, pattern_metric
+from ingest.rows import Rows
 
 WINDOW = 8
 
@@ -19,9 +20,7 @@ WINDOW = 8
         "mean over q >= 8 of the mass on 0 <= q-k < 8"
     ),
 )
-def local_8(
-    patterns: Float[Tensor, "batch head query key"], _sequences: Sequences
-) -> Float[Tensor, "batch head position"]:
+def local_8(rows: Rows, _sequences: Sequences) -> Float[Tensor, "batch head position"]:
     """Mean attention mass on the last eight positions, the query's own included."""
-    behind = [patterns.diagonal(offset=-d, dim1=-2, dim2=-1) for d in range(WINDOW)]
-    return torch.stack([near[..., WINDOW - d :] for d, near in enumerate(behind)]).sum(dim=0)
+    near = [rows.behind(distance, since=WINDOW) for distance in range(WINDOW)]
+    return torch.stack(near).sum(dim=0)

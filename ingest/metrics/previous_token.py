@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ingest.metrics._declare import Sequences, pattern_metric
+from ingest.rows import Rows
 
 
 @pattern_metric(
@@ -13,8 +14,6 @@ from ingest.metrics._declare import Sequences, pattern_metric
     range=(0.0, 1.0),
     source="Voita et al. 2019, arXiv:1905.09418 (positional heads); mean over q >= 1 of P[q, q-1]",
 )
-def previous_token(
-    patterns: Float[Tensor, "batch head query key"], _sequences: Sequences
-) -> Float[Tensor, "batch head position"]:
+def previous_token(rows: Rows, _sequences: Sequences) -> Float[Tensor, "batch head position"]:
     """Mean attention from each query to the position before it."""
-    return patterns.diagonal(offset=-1, dim1=-2, dim2=-1)
+    return rows.behind(1)

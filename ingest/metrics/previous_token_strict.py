@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ingest.metrics._declare import Sequences, pattern_metric
-from ingest.metrics._positions import attended_most
+from ingest.rows import Rows
 
 
 @pattern_metric(
@@ -18,11 +18,10 @@ from ingest.metrics._positions import attended_most
     ),
 )
 def previous_token_strict(
-    patterns: Float[Tensor, "batch head query key"], _sequences: Sequences
+    rows: Rows, _sequences: Sequences
 ) -> Float[Tensor, "batch head position"]:
     """Share of queries but the first that attend to the position before more than to any other.
 
     A tie does not count. A sink that is a parameter is no key and does not compete.
     """
-    named = patterns.diagonal(offset=-1, dim1=-2, dim2=-1)
-    return attended_most(patterns[..., 1:, :], named)
+    return rows.attended_most(1, since=1)

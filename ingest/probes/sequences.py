@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -75,6 +75,8 @@ class Encoded:
     tokens: list[list[int]]
     bos: int
     period: int | None
+    classes: Mapping[str, list[list[bool]]] = field(default_factory=dict)
+    """By class, for each token of each sequence whether it is in the class."""
 
 
 @dataclass(frozen=True, kw_only=True)

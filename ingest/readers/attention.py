@@ -1,27 +1,37 @@
-"""Attention patterns of a running model, layer by layer, as its own eager attention gives them.
+"""Attention patterns of a running model, layer by layer, some rows at a time.
 
-Every supported architecture's attention module returns, beside what it writes, the weights with
-which it has averaged the values. A hook on the module takes them there, so that masks, windows,
-biases, caps, norms and rotations are the model's own and nothing is computed a second time.
+Most architectures compute attention through transformers' interface. There a function of ours
+(`_blocks`) takes the place of the usual one: it makes a block of rows, shows it, and averages the
+values with it, so that no whole pattern is ever there, and nothing is made of what no query sees.
 
-A sink that is a parameter (gpt-oss) takes part in the softmax and is no key: the rows of such
-patterns sum to 1 minus what the sink took, and metrics count only what keys got.
+The other modules return, with eager attention, the weights with which they have averaged the
+values: a hook takes them, and shows them in blocks as well. Masks, windows, biases, caps, norms
+and rotations are the model's own either way, and `prove` compares the patterns with its own.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
 
 from catalog.errors import ModelError
 from ingest.readers.architectures import layout
+from ingest.rows import Rows
 
+_NAME = "head-catalog"
+"""Of our attention, and of the masks that go with it."""
+_BLOCK_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 26}
+"""Of one block of rows: what stays in a processor's cache, and what keeps a GPU busy."""
+_PROOF_ROWS = 10
+"""Rows of a block in the proof, so that there are several."""
 _PROOF_LENGTH = 24
 _PAST_WINDOW = 8
 """Tokens of the proof that lie beyond a sliding window."""
@@ -32,11 +42,24 @@ _PROOF_TOLERANCE = 1e-5
 
 _ROUNDED = 0.1
 """Of a token's output between two implementations in 16 bits: 0.02 is usual."""
+_HIDDEN = torch.finfo(torch.float32).min / 2
+"""Added to a logit that no query sees; finite, since 0 times infinity is none."""
 
-Observer = Callable[[int, Float[Tensor, "batch head query key"], Int[Tensor, " query"]], None]
-"""Told the layer, its patterns in float32, and how many keys each query may attend to."""
+Observer = Callable[[int, Rows], None]
+"""Told the layer and, from the first query to the last, blocks of rows of its patterns."""
 
-_observed: WeakSet[PreTrainedModel] = WeakSet()
+
+@dataclass(frozen=True)
+class _Observed:
+    """What is to be done with one layer's patterns."""
+
+    layer: int
+    observer: Observer
+    n_rows: int | None
+
+
+_observed: WeakKeyDictionary[nn.Module, _Observed] = WeakKeyDictionary()
+"""By attention module, of all models that run under observation."""
 _guard = Lock()
 
 
@@ -51,55 +74,203 @@ def attention_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
 
 
 @contextlib.contextmanager
-def observing(model: PreTrainedModel, observer: Observer) -> Iterator[None]:
+def observing(
+    model: PreTrainedModel, observer: Observer, *, n_rows: int | None = None
+) -> Iterator[None]:
     """Let `observer` see every layer's patterns while the model runs inside this context.
 
-    A layer's patterns are freed once the observer has seen them. The hooks see every run of this
-    model, whichever thread begins it; therefore one observer at a time.
+    Sequences are given whole, without padding and without a cache of keys. Rows are freed once the
+    observer has seen them. It sees every run of this model, whichever thread begins it; therefore
+    one observer at a time.
+
+    Args:
+        model: Of a supported architecture.
+        observer: Told of every block of rows.
+        n_rows: Of a block; by default as many as the device computes with best.
 
     Raises:
         ModelError: If the model is being observed already.
     """
+    modules = attention_modules(model)
     with _guard:
-        if model in _observed:
+        if any(module in _observed for module in modules.values()):
             raise ModelError("the model is being observed already; load it a second time")
-        _observed.add(model)
+        for layer, module in modules.items():
+            _observed[module] = _Observed(layer, observer, n_rows)
     hooks = []
     try:
-        with _eager(model.config):
-            for layer, module in attention_modules(model).items():
-                hook = _hook(layer, observer)
-                hooks.append(module.register_forward_hook(hook, with_kwargs=True))
-            yield
+        if has_interface(model):
+            with _attention(model.config, _NAME):
+                yield
+        else:
+            hooks = [m.register_forward_hook(_hook, with_kwargs=True) for m in modules.values()]
+            with _attention(model.config, "eager"):
+                yield
     finally:
         for one in hooks:
             one.remove()
-        _observed.discard(model)
+        for module in modules.values():
+            del _observed[module]
+
+
+def has_interface(model: PreTrainedModel) -> bool:
+    """Whether attention is computed block by block; otherwise layers make their whole patterns."""
+    return model._supports_attention_backend  # noqa: SLF001 - has no public name
 
 
 @contextlib.contextmanager
-def _eager(config: PreTrainedConfig) -> Iterator[None]:
+def _attention(config: PreTrainedConfig, name: str) -> Iterator[None]:
     # Not set_attn_implementation: it refuses architectures whose modules only ask the config.
     before = config._attn_implementation  # noqa: SLF001 - has no public name
-    config._attn_implementation = "eager"  # noqa: SLF001
+    config._attn_implementation = name  # noqa: SLF001
     try:
         yield
     finally:
         config._attn_implementation = before  # noqa: SLF001
 
 
-def _hook(layer: int, observer: Observer) -> Callable[..., tuple[Any, ...]]:
-    def hook(
-        module: nn.Module, _args: Any, kwargs: Any, output: tuple[Any, ...]
-    ) -> tuple[Any, ...]:
-        written, patterns, *rest = output
-        if patterns is None:
-            raise ModelError(f"the attention of layer {layer} gives no patterns")
-        observer(layer, patterns.float(), _allowed(module, kwargs.get("attention_mask"), patterns))
-        # Else the model would keep them until the next layer has its own.
-        return (written, None, *rest)
+@dataclass(frozen=True)
+class _Mask:
+    """What hides keys from queries, asked for some rows at a time.
 
-    return hook
+    Takes the place of a mask of all queries and keys, which would be a whole pattern's size.
+    """
+
+    is_visible: Callable[..., Bool[Tensor, "..."]]
+    device: torch.device
+    _blocks: dict[tuple[int, int], "_Visible"] = field(default_factory=dict)
+
+    def rows(self, first: int, stop: int) -> "_Visible":
+        """For the queries from `first` on, among the keys before `stop`."""
+        if (first, stop) not in self._blocks:
+            self._blocks[first, stop] = self._look(first, stop)
+        return self._blocks[first, stop]
+
+    def _look(self, first: int, stop: int) -> "_Visible":
+        key = torch.arange(stop, device=self.device)
+        query = key[first:, None]
+        zero = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        visible = self.is_visible(zero, zero, query, key[None]).expand(stop - first, stop)
+        first_key = int(visible.any(dim=0).int().argmax())
+        visible = visible[:, first_key:]
+        # Before the first query itself, most blocks see all keys or, of a window, all but a few.
+        hidden = (~visible).any(dim=0).int()
+        start = int(hidden.argmax()) if hidden.any() else visible.shape[1]
+        added = torch.where(visible[:, start:], 0.0, _HIDDEN)
+        return _Visible(first_key, start, added, visible.sum(dim=1))
+
+
+@dataclass(frozen=True)
+class _Visible:
+    """What a block of queries sees, from `first_key` on."""
+
+    first_key: int
+    start: int
+    """Keys counted from `first_key` that all of these queries see."""
+    added: Float[Tensor, "query key"]
+    """To the logits of the other keys."""
+    allowed: Int[Tensor, " query"]
+
+
+def _mask(*, mask_function: Callable[..., Tensor], device: torch.device, **_: Any) -> _Mask:
+    return _Mask(mask_function, device)
+
+
+def _blocks(
+    module: nn.Module,
+    query: Float[Tensor, "batch head query d_head"],
+    key: Float[Tensor, "batch kv_head key d_head"],
+    value: Float[Tensor, "batch kv_head key d_value"],
+    attention_mask: Any,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Float[Tensor, " head"] | None = None,
+    position_bias: Tensor | None = None,
+    **_: Any,
+) -> tuple[Float[Tensor, "batch query head d_value"], None]:
+    """Softmax attention, as transformers' interface asks for it, whose rows an observer sees.
+
+    Raises:
+        ModelError: If the model gives a mask or bias that it does not give to eager attention.
+    """
+    observed = _observed[module]
+    if not isinstance(attention_mask, _Mask) or position_bias is not None:
+        raise ModelError(f"the attention of layer {observed.layer} has a mask of its own")
+    batch, n_heads, length, d_head = query.shape
+    n_kv, d_value = value.shape[1], value.shape[3]
+    output = value.new_empty(batch, length, n_heads, d_value)
+    size = observed.n_rows or block_rows(batch * n_heads * length, query.device)
+    for first in range(0, length, size):
+        stop = min(first + size, length)
+        visible = attention_mask.rows(first, stop)
+        seen = slice(visible.first_key, stop)
+        # Of one KV head all query heads together, so that its keys need not be repeated.
+        grouped = query[:, :, first:stop].reshape(batch, n_kv, -1, d_head)
+        logits = grouped @ key[:, :, seen].transpose(2, 3)
+        logits *= d_head**-0.5 if scaling is None else scaling
+        logits = logits.float().view(batch, n_heads, stop - first, -1)
+        if softcap is not None:
+            logits.div_(softcap).tanh_().mul_(softcap)
+        logits[..., visible.start :] += visible.added
+        patterns, below = _softmax(logits, s_aux)
+        observed.observer(
+            observed.layer,
+            Rows(
+                patterns=patterns,
+                first=first,
+                length=length,
+                allowed=visible.allowed,
+                below_largest=below,
+            ),
+        )
+        written = patterns.to(value.dtype).view(*grouped.shape[:3], -1) @ value[:, :, seen]
+        output[:, first:stop] = written.view(batch, n_heads, -1, d_value).transpose(1, 2)
+    return output, None
+
+
+def block_rows(elements: int, device: torch.device) -> int:
+    """How many rows a block has by default, of as many elements as one query's are together."""
+    return max(1, _BLOCK_ELEMENTS.get(device.type, 1 << 21) // elements)
+
+
+def _softmax(
+    logits: Float[Tensor, "batch head query key"], sinks: Float[Tensor, " head"] | None
+) -> tuple[Tensor, Tensor]:
+    """Patterns, and how far each logit lies below its row's largest; the logits are used up."""
+    largest = logits.amax(dim=-1, keepdim=True)
+    logits -= largest
+    if sinks is None:
+        return logits.softmax(dim=-1), logits
+    beside = (sinks.float().view(1, -1, 1, 1) - largest).expand(*logits.shape[:-1], 1)
+    return torch.cat([logits, beside], dim=-1).softmax(dim=-1)[..., :-1].contiguous(), logits
+
+
+AttentionInterface.register(_NAME, _blocks)
+AttentionMaskInterface.register(_NAME, _mask)
+
+
+def _hook(module: nn.Module, _args: Any, kwargs: Any, output: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Show what eager attention returns beside what it writes."""
+    written, patterns, *rest = output
+    one = _observed[module]
+    if patterns is None:
+        raise ModelError(f"the attention of layer {one.layer} gives no patterns")
+    allowed = _allowed(module, kwargs.get("attention_mask"), patterns)
+    batch, n_heads, length, _ = patterns.shape
+    size = one.n_rows or block_rows(batch * n_heads * length, patterns.device)
+    for first in range(0, length, size):
+        stop = min(first + size, length)
+        one.observer(
+            one.layer,
+            Rows(
+                patterns=patterns[:, :, first:stop, :stop].float(),
+                first=first,
+                length=length,
+                allowed=allowed[first:stop],
+            ),
+        )
+    # Else the model would keep them until the next layer has its own.
+    return (written, None, *rest)
 
 
 def _allowed(module: nn.Module, mask: Tensor | None, patterns: Tensor) -> Int[Tensor, " query"]:
@@ -135,21 +306,25 @@ def prove(model: PreTrainedModel, name: str) -> None:
     order: list[int] = []
     reasons: list[str] = []
 
-    def compare(layer: int, patterns: Tensor, allowed: Tensor) -> None:
-        reason = _difference(own.attentions[len(order)], patterns, allowed, tolerance)
-        reason = reason or _sums(patterns, tolerance, has_sink=hasattr(modules[layer], "sinks"))
+    def compare(layer: int, rows: Rows) -> None:
+        if rows.first == 0:
+            order.append(layer)
+        if len(order) > len(own.attentions):
+            return
+        reason = _difference(own.attentions[len(order) - 1], rows, tolerance)
+        has_sink = hasattr(modules[layer], "sinks")
+        reason = reason or _sums(rows.patterns, tolerance, has_sink=has_sink)
         if reason:
             reasons.append(f"layer {layer} {reason}")
-        order.append(layer)
 
     with torch.inference_mode():
         usual = base(tokens, use_cache=False)[0]
-        with _eager(model.config):
+        with _attention(model.config, "eager"):
             own = base(tokens, use_cache=False, output_attentions=True)
         if len(own.attentions) != len(modules) or not modules:
             reasons.append(f"it hands out {len(own.attentions)} patterns of {len(modules)} layers")
         else:
-            with observing(model, compare):
+            with observing(model, compare, n_rows=_PROOF_ROWS):
                 observed = base(tokens, use_cache=False)[0]
             if order != list(modules):
                 reasons.append(f"layers {list(modules)} were expected in order, seen were {order}")
@@ -181,14 +356,17 @@ def _proof_tokens(model: PreTrainedModel) -> Int[Tensor, "one token"]:
     return torch.randint(config.vocab_size, (1, length), generator=generator).to(model.device)
 
 
-def _difference(own: Tensor, seen: Tensor, allowed: Tensor, tolerance: float) -> str | None:
-    if seen.shape != own.shape:
-        return f"has patterns of shape {tuple(seen.shape)}, not {tuple(own.shape)}"
-    error = _distance(own.float(), seen)
+def _difference(own: Tensor, rows: Rows, tolerance: float) -> str | None:
+    place = slice(rows.first, rows.stop)
+    if own.shape[:2] != rows.patterns.shape[:2] or rows.stop > own.shape[2]:
+        return f"has patterns of shape {tuple(rows.patterns.shape)}, not {tuple(own.shape)}"
+    error = _distance(own[:, :, place, rows.first_key : rows.stop].float(), rows.patterns)
     if error > tolerance:
         return f"differs from the model's own patterns by {error:.1e}"
-    attended = (seen.nan_to_num() != 0).any(dim=1)[0]
-    if attended.triu(1).any() or (attended.sum(dim=-1) > allowed).any():
+    # What no key is shown for must be nothing, and no row may see more than it is allowed to.
+    attended = (own[:, :, place].nan_to_num() != 0).any(dim=1)[0]
+    is_beyond = attended[:, : rows.first_key].any() or attended.triu(rows.first + 1).any()
+    if is_beyond or (attended.sum(dim=-1) > rows.allowed).any():
         return "attends to what its mask hides"
     return None
 

@@ -70,6 +70,8 @@ class Measured:
 
     results: Results
     undefined: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """What happened on the way and changed no score, by probe."""
 
 
 class Plan(Protocol):
