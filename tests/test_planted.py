@@ -13,7 +13,7 @@ import torch
 
 import catalog
 from catalog import Catalog
-from ingest.metrics import PATTERN_METRICS
+from ingest.metrics import CLASS_METRICS, PATTERN_METRICS
 from ingest.planted import (
     ARCHITECTURES,
     Facts,
@@ -33,6 +33,10 @@ TOP: Mapping[str, Role] = {
     "duplicate_token": Role.DUPLICATE,
     "induction": Role.INDUCTION,
     "first_token": Role.FIRST,
+    "same_token_mass": Role.DUPLICATE,
+    "induction_mass": Role.INDUCTION,
+    "token_mass[planted]": Role.CLASS,
+    "token_lift[planted]": Role.CLASS,
     "distance_relative": Role.FIRST,
     "key_composition": Role.INDUCTION,
     "ov_copying": Role.COPIER,
@@ -50,6 +54,18 @@ def repeated(planted: Planted, *, bos: int, n: int = 4, period: int = PERIOD) ->
     blocks = [chance.sample(ordinary, period) for _ in range(n)]
     first = [SPECIAL.index("<s>")] * bos
     return Facts(tokens=[[*first, *block, *block] for block in blocks], period=period, bos=bos)
+
+
+def text(planted: Planted, *, n: int = 3, length: int = 40) -> Facts:
+    """Sequences in which some tokens occur twice, never next to each other, some of the class."""
+    chance = random.Random(2)  # noqa: S311 - no secret
+    ordinary = range(len(SPECIAL), planted.design.vocabulary)
+    tokens = []
+    for _ in range(n):
+        first = chance.sample(ordinary, length * 2 // 3)
+        tokens.append(first + chance.sample(first[:-1], length - len(first)))
+    assert any(token in planted.design.token_class for token in tokens[0])
+    return Facts(tokens=tokens)
 
 
 @dataclass(frozen=True)
@@ -77,12 +93,24 @@ def measure(planted: Planted, folder: Path) -> Measured:
     relations = folder / "own"
     relations.mkdir()
     (relations / "pairs.json").write_text(json.dumps({"pairs": pairs, "k": 5}))
-    facts = {"plain_repeat": repeated(planted, bos=0), "bos_repeat": repeated(planted, bos=1)}
+    facts = {
+        "plain_repeat": repeated(planted, bos=0),
+        "bos_repeat": repeated(planted, bos=1),
+        "words": text(planted),
+    }
     one = catalog.connect(f"duckdb:///{folder}/heads.duckdb", create=True)
     for name, own in facts.items():
         probe = folder / f"{name}.jsonl"
-        header = {"probe": {"kind": "random_repeat", "period": own.period, "bos": own.bos}}
-        lines = [header, *({"tokens": tokens} for tokens in own.tokens)]
+        kind = "random_repeat" if own.period else "text"
+        header = {"probe": {"kind": kind, "period": own.period, "bos": own.bos}}
+        in_class = planted.design.token_class.__contains__
+        lines = [
+            header,
+            *(
+                {"tokens": tokens, "classes": {"planted": [int(in_class(t)) for t in tokens]}}
+                for tokens in own.tokens
+            ),
+        ]
         probe.write_text("\n".join(map(json.dumps, lines)))
         ingest(
             one,
@@ -182,10 +210,10 @@ def test_every_score_in_the_catalog_is_as_derived(measured: Measured) -> None:
             else:
                 assert abs(value - expected.value) <= expected.tolerance + 1e-12, where
             derived.add((family, probe, role))
-    for metric in PATTERN_METRICS:
-        known = {
-            role for family, probe, role in derived if (family, probe) == (metric, "bos_repeat")
-        }
+    for metric in [*PATTERN_METRICS, *CLASS_METRICS]:
+        in_text = metric in CLASS_METRICS or PATTERN_METRICS[metric].needs_tokens
+        where = metric, "words" if in_text else "bos_repeat"
+        known = {role for family, probe, role in derived if (family, probe) == where}
         # What is left beside a sink is rounding, and a tie on paper need not be one.
         assert known >= {Role.CURRENT, Role.DUPLICATE, Role.UNIFORM} - (
             {Role.DUPLICATE} if metric == "distance_sink_free" else set()
@@ -193,9 +221,16 @@ def test_every_score_in_the_catalog_is_as_derived(measured: Measured) -> None:
     assert len(derived) > 350, len(derived)
 
 
+def probe_for(metric: str, usual: str) -> str | None:
+    """Where a metric is measured: in texts, or on blocks that are said twice."""
+    if metric.startswith("token_") or metric in ("same_token_mass", "induction_mass"):
+        return "words"
+    return usual if metric in PATTERN_METRICS else None
+
+
 def test_a_planted_head_is_the_top_of_its_own_metric(measured: Measured) -> None:
     for metric, role in TOP.items():
-        probe = "bos_repeat" if metric in PATTERN_METRICS else None
+        probe = probe_for(metric, "bos_repeat")
         scores = measured.scores(metric, probe)
         defined = {head: value for head, value in scores.items() if value is not None}
         top = max(defined, key=lambda head: defined[head])
@@ -263,7 +298,7 @@ def test_heads_elsewhere_have_the_scores_of_their_role(tmp_path: Path) -> None:
     one, other = found
     assert one.planted.heads != other.planted.heads
     for metric in TOP:
-        probe = "plain_repeat" if metric in PATTERN_METRICS else None
+        probe = probe_for(metric, "plain_repeat")
         scores = [each.scores(metric, probe) for each in found]
         for role in Role:
             if metric == "ov_copying" and role is Role.PREVIOUS:

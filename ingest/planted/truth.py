@@ -15,7 +15,10 @@ of T distinct tokens said twice after `bos` others, for instance,
   harmonic number; (n - 1 - T) / (n - 1) for an induction head, since each token of the second copy
   follows its earlier self; 1 / (n - 1) for a first-token head, right at q = 1 only;
 - duplicate_token and induction: 1 for the head of that name; for uniform attention the mean of
-  1 / (q + 1) over the last T queries.
+  1 / (q + 1) over the last T queries;
+- same_token_mass and induction_mass: 1 for the duplicate-token and the induction head;
+- token_mass of the design's class: 1 for the class head from the first token of the class on, the
+  class's share of tokens for uniform attention, whose token_lift is therefore 1.
 
 Writing. Of the token s that it reads, a head's weights write, up to a factor of the layer, logits
 l(u) = sign [u = m(s)] + g l_u, for m the identity (copier, and suppressor with sign -1), the
@@ -91,7 +94,8 @@ def expected(
     Args:
         design: Of the model.
         heads: Layer and head by role.
-        metric: Its name in the catalog, without a relation's.
+        metric: Its name in the catalog, without a relation's or class's; of classes, the metric of
+            the design's.
         role: Which head.
         facts: Sequences for metrics of patterns, pairs and k for those of relations.
 
@@ -101,6 +105,10 @@ def expected(
     """
     if metric in _OF_ROWS:
         return _of_patterns(design, metric, role, facts or Facts())
+    if metric in _OF_SAME_TOKEN:
+        return _of_same_token(design, metric, role, facts or Facts())
+    if metric in _OF_CLASS:
+        return _of_class(design, metric, role, facts or Facts())
     if metric == "positional":
         return _positional(design, role, facts or Facts())
     if metric in _RANKED:
@@ -205,6 +213,43 @@ def _of_patterns(design: Design, metric: str, role: Role, facts: Facts) -> Expec
         raise NotDerivedError(f"no position counts for {metric}")
     length = max(map(len, facts.tokens))
     return Expected(value=math.fsum(values) / len(values), tolerance=_tolerance(metric, length))
+
+
+_OF_SAME_TOKEN = {"same_token_mass": 0, "induction_mass": 1}
+"""By metric, how far behind earlier occurrences of a query's token the keys lie."""
+
+
+def _of_same_token(design: Design, metric: str, role: Role, facts: Facts) -> Expected:
+    if facts.period is not None:
+        raise NotDerivedError(f"{metric} is of texts")
+    values = []
+    for tokens in facts.tokens:
+        for q, keys in enumerate(attended(design, role, tokens)):
+            earlier = [k for k in range(q) if tokens[k] == tokens[q]]
+            if earlier:
+                values.append(_share(keys, [k + _OF_SAME_TOKEN[metric] for k in earlier]))
+    if not values:
+        return Expected(value=None)
+    return Expected(value=math.fsum(values) / len(values), tolerance=SHARPNESS)
+
+
+_OF_CLASS = ("token_mass", "token_mass_last", "token_lift")
+
+
+def _of_class(design: Design, metric: str, role: Role, facts: Facts) -> Expected:
+    mass, share = [], []
+    for tokens in facts.tokens:
+        members = {k for k, token in enumerate(tokens) if token in design.token_class}
+        first = len(tokens) - 1 if metric == "token_mass_last" else 1
+        for q, keys in list(enumerate(attended(design, role, tokens)))[first:]:
+            mass.append(_share(keys, members))
+            share.append(len(members & set(range(q + 1))) / (q + 1))
+    if metric != "token_lift":
+        return Expected(value=math.fsum(mass) / len(mass), tolerance=SHARPNESS)
+    if not sum(share):
+        return Expected(value=None)
+    per = math.fsum(share) / len(mass)
+    return Expected(value=math.fsum(mass) / len(mass) / per, tolerance=SHARPNESS / per)
 
 
 def _tolerance(metric: str, length: int) -> float:
