@@ -80,7 +80,8 @@ def from_file(path: Path, classes: TokenClasses) -> SequenceProbe:
 def _paragraphs(content: str, path: Path) -> list[_Line]:
     texts = [text.strip("\n") for text in re.split(r"\n[^\S\n]*\n", content) if text.strip()]
     return [
-        (f"{path}, paragraph {number}", {"text": text}) for number, text in enumerate(texts, start=1)
+        (f"{path}, paragraph {number}", {"text": text})
+        for number, text in enumerate(texts, start=1)
     ]
 
 
@@ -174,7 +175,9 @@ def _require_repeated(sequences: Encoded, path: Path) -> None:
 
 
 def _marks(
-    lines: Sequence[_Line], tokens: Sequence[Sequence[int]], declared: Mapping[str, list[list[bool]]]
+    lines: Sequence[_Line],
+    tokens: Sequence[Sequence[int]],
+    declared: Mapping[str, list[list[bool]]],
 ) -> Marks:
     """The declared classes, and over them what the lines say themselves."""
     brought = [
@@ -207,9 +210,7 @@ def _needles(lines: Sequence[_Line], tokens: Sequence[Sequence[int]]) -> list[Ne
         return None
     needles = []
     for (where, line), sequence in zip(lines, tokens, strict=True):
-        needle = Needle(
-            needle=_span(line, "needle", where), answer=_span(line, "answer", where)
-        )
+        needle = Needle(needle=_span(line, "needle", where), answer=_span(line, "answer", where))
         try:
             needle.verify(sequence)
         except InputError as error:

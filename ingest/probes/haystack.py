@@ -79,9 +79,7 @@ def _parts(vocabulary: Vocabulary) -> list[dict[str, list[int]]]:
             "cue": _ids(vocabulary, f" {one['cue']}"),
             "needle": _ids(vocabulary, f" {one['needle']}"),
             "stop": _ids(vocabulary, "."),
-            "question": _ids(
-                vocabulary, f"\n\nQuestion: {one['question']}\nAnswer: {one['cue']}"
-            ),
+            "question": _ids(vocabulary, f"\n\nQuestion: {one['question']}\nAnswer: {one['cue']}"),
         }
         for one in _data()["needles"][:COUNT]
     ]
@@ -89,9 +87,7 @@ def _parts(vocabulary: Vocabulary) -> list[dict[str, list[int]]]:
 
 def _longest(vocabulary: Vocabulary) -> int:
     """Tokens of the longest needle with cue and question, and of its answer."""
-    return max(
-        sum(map(len, parts.values())) + len(parts["needle"]) for parts in _parts(vocabulary)
-    )
+    return max(sum(map(len, parts.values())) + len(parts["needle"]) for parts in _parts(vocabulary))
 
 
 def _split(sentences: list[list[int]], room: int, depth: float) -> tuple[list[int], list[int]]:

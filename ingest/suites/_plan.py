@@ -29,7 +29,7 @@ class Inputs:
     relations: Path | None = None
     probe: Path | None = None
     only: bool = False
-    token_classes: TokenClasses = TokenClasses()
+    token_classes: TokenClasses = field(default_factory=TokenClasses)
     """Built-in classes of tokens, and the user's own."""
     first_mlp: bool = True
     """Whether relations read the first block's MLP output in layers after it."""
