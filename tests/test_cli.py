@@ -227,11 +227,7 @@ def test_token_bars_of_two_models(heads: Heads, tmp_path: Path) -> None:
     for options, reason in (
         (("--layers", "0,x"), "expected numbers, as in 0,16,20,27"),
         (("--layers", "0,28"), "nothing is measured of layer 28"),
-        (("--layers", "99"), "it has layers 0 to 27 and the classes hash, mine, star"),
-        (("--classes", "hsah"), "the classes hash, mine, star, whitespace"),
         (("--classes", ""), "the classes hash, mine, star, whitespace"),
-        (("--unit", "median"), "unit 'median' is unknown"),
-        (("--probe", "plain"), "is not measured on 'plain', but on markdown"),
     ):
         done = heads("chart", "tokens", "base", *options, "-o", "t.svg")
         assert (done.returncode, reason in done.stderr) == (2, True), done.stderr
@@ -243,20 +239,13 @@ def test_classes_of_tokens_are_declared_and_refused(heads: Heads, tmp_path: Path
     asked = ("ingest", "tiny", "--suite", "patterns", "--only", "--probe", "story.txt")
     done = heads(*asked, "--token-class", "odd=w[357]", "--token-class", "even=w[46]")
     assert done.returncode == 0, done.stderr
-    for definition, reason in (
-        ("odd=(", "token class odd: '(' is no regular expression"),
-        ("hash=x", "token class hash comes with the project"),
-        ("odd", "expected NAME=REGEX"),
-    ):
-        done = heads(*asked, "--token-class", definition)
-        assert (done.returncode, reason in done.stderr) == (4, True), done.stderr
+    done = heads(*asked, "--token-class", "odd=(")
+    assert done.returncode == 4
+    assert "token class odd: '(' is no regular expression" in done.stderr
     (tmp_path / "empty.jsonl").write_text('{"text": ""}')
-    for name, reason in (
-        ("empty.jsonl", "line 1: has 0 tokens; a pattern needs at least 2"),
-        ("none.jsonl", "none.jsonl cannot be read"),
-    ):
-        done = heads(*asked[:-1], name)
-        assert (done.returncode, reason in done.stderr) == (4, True), done.stderr
+    done = heads(*asked[:-1], "empty.jsonl")
+    assert done.returncode == 4
+    assert "line 1: has 0 tokens; a pattern needs at least 2" in done.stderr
 
 
 def test_the_database_commands(heads: Heads, tmp_path: Path) -> None:

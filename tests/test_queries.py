@@ -203,7 +203,7 @@ class TestTokenTotals:
             (both, "markdown", {"classes": []}, "owner/b has nothing"),
         ):
             with pytest.raises(UsageError, match=reason):
-                queries.token_totals(with_masses, models, probe_name, **options)  # type: ignore[arg-type]  # of several types
+                queries.token_totals(with_masses, models, probe_name, **options)
 
     def test_choices_are_what_totals_can_be_asked_for(self, with_masses: Catalog) -> None:
         assert sorted(tuple(row.values()) for row in queries.token_choices(with_masses)) == [
