@@ -20,8 +20,9 @@ from transformers import PreTrainedConfig
 
 from catalog import Catalog, publishing
 from catalog.declarations import RunSpec
-from catalog.errors import HeadsError, ModelError, UsageError
+from catalog.errors import HeadsError, InputError, ModelError, UsageError
 from ingest.classify import TAXONOMIES
+from ingest.probes import classes
 from ingest.probes.sequences import Vocabulary
 from ingest.progress import Progress, Silence
 from ingest.readers import loading
@@ -52,6 +53,8 @@ class IngestRequest:
     relations: str | None = None
     probe: str | None = None
     only: bool = False
+    token_classes: tuple[str, ...] = ()
+    """Classes of the user over tokens' texts, each NAME=REGEX."""
     force: bool = False
     first_mlp: bool = True
     allow_pickle: bool = False
@@ -61,7 +64,9 @@ class IngestRequest:
 
         Raises:
             UsageError: If a suite is unknown, or `only` has nothing to be the only one.
+            InputError: If a token class is badly declared.
         """
+        classes.declared(self.token_classes)
         for suite in self.suites:
             if suite not in SUITES:
                 raise UsageError(f"no suite {suite!r}; there are {', '.join(SUITES)}")
@@ -107,7 +112,13 @@ def ingest(
         tokenizer=prepared.tokenizer,
         size=config.vocab_size,
         context=getattr(config, "max_position_embeddings", None),
+        configured=_configured(config),
     )
+    if vocabulary.tokenizer is None and request.token_classes:
+        raise InputError(
+            f"--token-class is about texts of tokens, and {source.name} has no tokenizer; give "
+            "classes token by token, in a probe's own lines"
+        )
     todo = []
     outcomes = []
     for plan in _plans(config, vocabulary, request, progress):
@@ -132,6 +143,18 @@ def ingest(
     return outcomes
 
 
+def _configured(config: PreTrainedConfig) -> dict[str, frozenset[int]]:
+    """Ids that the configuration names, by what they are for; some models end in several ways."""
+    found = {}
+    for name in ("bos", "eos", "pad"):
+        named = getattr(config, f"{name}_token_id", None)
+        ids = named if isinstance(named, list) else [named]
+        found[name] = frozenset(
+            token for token in ids if token is not None and 0 <= token < config.vocab_size
+        )
+    return found
+
+
 def _plans(
     config: PreTrainedConfig, vocabulary: Vocabulary, request: IngestRequest, progress: Progress
 ) -> list[Plan]:
@@ -139,6 +162,7 @@ def _plans(
         relations=Path(request.relations) if request.relations else None,
         probe=Path(request.probe) if request.probe else None,
         only=request.only,
+        token_classes=classes.declared(request.token_classes),
         first_mlp=request.first_mlp,
     )
     plans = []
@@ -250,10 +274,6 @@ def _told(notes: Mapping[str, Any]) -> Sequence[str]:
         f"skipped relation {relation} of {name}: {reason}"
         for name, reasons in notes.get("skipped", {}).items()
         for relation, reason in reasons.items()
-    ]
-    told += [
-        f"{', '.join(what)} of probe {name} are not measured by this release"
-        for name, what in notes.get("not_measured", {}).items()
     ]
     undefined = notes.get("undefined", {})
     told += [

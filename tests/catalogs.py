@@ -1,11 +1,12 @@
 """Small catalogs for the tests of charts and pages."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import catalog
-from catalog.declarations import ModelSpec
+from catalog import publishing
+from catalog.declarations import Measurement, MetricSpec, ModelSpec, ProbeSpec, Results, RunSpec
 from catalog.people import add_layout, import_labels
 
 VERDICTS = (
@@ -58,6 +59,50 @@ def add_labels(made: catalog.Catalog, folder: Path, labels: Iterable[Label]) -> 
         writer.writerow(("model", "layer", "head", "taxonomy", "label"))
         writer.writerows(labels)
     import_labels(made.database, path, source="human", reviewer="a reader")
+
+
+def add_token_masses(
+    made: catalog.Catalog,
+    model: str,
+    masses: Mapping[str, Sequence[Sequence[float | None]]],
+    *,
+    probe: str = "markdown",
+) -> None:
+    """Publish attention to classes of tokens: by class, layer and head."""
+    values = next(iter(masses.values()))
+    metrics = [
+        MetricSpec(
+            family="token_mass",
+            parameter=name,
+            version=1,
+            suite="patterns",
+            unit="attention probability",
+            lower=0.0,
+            upper=1.0,
+            description="d",
+            source="s",
+        )
+        for name in masses
+    ]
+    probes = {
+        f"{model}/{probe}": ProbeSpec(name=probe, kind="text", content_hash="h", description="d")
+    }
+    run = RunSpec(
+        model=ModelSpec(name=model, revision="r", n_layers=len(values), n_heads=len(values[0])),
+        suite="patterns",
+        metrics=metrics,
+        keyed_probes=probes,
+        params={},
+        versions={},
+        device="cpu",
+        dtype="float32",
+    )
+    run_id = publishing.begin(made.database, run)
+    measured = [
+        Measurement(metric=one.name, probe=probe, values=masses[str(one.parameter)])
+        for one in metrics
+    ]
+    publishing.publish(made.database, run_id, Results(measurements=measured), metrics=metrics)
 
 
 def published_labels(model: str) -> list[Label]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import catalogs
 import polars as pl
 import published
 import pytest
@@ -206,6 +207,45 @@ def test_a_chart_takes_the_taxonomy_that_there_is(heads: Heads, tmp_path: Path) 
     assert "[0, 12)" in svg
     unknown = heads("chart", "map", "gpt2-xl", "--taxonomy", "verdcit", "-o", "map.svg")
     assert (unknown.returncode, "it has verdict" in unknown.stderr) == (2, True)
+
+
+def test_token_bars_of_two_models(heads: Heads, tmp_path: Path) -> None:
+    one = catalog.connect(f"duckdb:///{tmp_path / 'heads.duckdb'}", create=True)
+    masses = {name: [[0.25, 0.5]] * 28 for name in ("hash", "star", "whitespace", "mine")}
+    for model in ("base", "tuned"):
+        catalogs.add_token_masses(one, model, masses)
+    done = heads("chart", "tokens", "base", "tuned", "--layers", "0,16,20,27", "-o", "t.svg")
+    assert done.returncode == 0, done.stderr
+    svg = (tmp_path / "t.svg").read_text()
+    assert all(f"Layer {layer}" in svg for layer in (0, 16, 20, 27))
+    assert "Total attention (sum)" in svg
+    chosen = ("--classes", "hash, mine", "--unit", "mean")
+    assert heads("chart", "tokens", "base", *chosen, "-o", "t.svg").returncode == 0
+    svg = (tmp_path / "t.svg").read_text()
+    assert "Mean attention (share)" in svg
+    assert "Layer 18" in svg
+    for options, reason in (
+        (("--layers", "0,x"), "expected numbers, as in 0,16,20,27"),
+        (("--layers", "0,28"), "nothing is measured of layer 28"),
+        (("--classes", ""), "the classes hash, mine, star, whitespace"),
+    ):
+        done = heads("chart", "tokens", "base", *options, "-o", "t.svg")
+        assert (done.returncode, reason in done.stderr) == (2, True), done.stderr
+
+
+def test_classes_of_tokens_are_declared_and_refused(heads: Heads, tmp_path: Path) -> None:
+    tiny.save(tmp_path / "tiny", "llama")
+    (tmp_path / "story.txt").write_text("w3 w4 w5\n\nw6 w7")
+    asked = ("ingest", "tiny", "--suite", "patterns", "--only", "--probe", "story.txt")
+    done = heads(*asked, "--token-class", "odd=w[357]", "--token-class", "even=w[46]")
+    assert done.returncode == 0, done.stderr
+    done = heads(*asked, "--token-class", "odd=(")
+    assert done.returncode == 4
+    assert "token class odd: '(' is no regular expression" in done.stderr
+    (tmp_path / "empty.jsonl").write_text('{"text": ""}')
+    done = heads(*asked[:-1], "empty.jsonl")
+    assert done.returncode == 4
+    assert "line 1: has 0 tokens; a pattern needs at least 2" in done.stderr
 
 
 def test_the_database_commands(heads: Heads, tmp_path: Path) -> None:

@@ -105,6 +105,10 @@ def test_shipped_probes_with_and_without_bos(empty_catalog: Catalog, tmp_path: P
     ingest(empty_catalog, IngestRequest(model=str(folder), suites=("patterns",)))
     probes = empty_catalog.sql("SELECT DISTINCT probe FROM scores ORDER BY probe").rows()
     assert [row["probe"] for row in probes] == [
+        "markdown",
+        "markdown_no_bos",
+        "needle",
+        "needle_no_bos",
         "plain",
         "plain_no_bos",
         "random_repeat",
@@ -353,9 +357,17 @@ def _nan(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _no_tokenizer(folder: Path) -> None:
+def _without_tokenizer(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
+
+
+def _no_vocabulary(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def _damaged_tokenizer(folder: Path) -> None:
+    _truncate(folder / "tokenizer.json")
 
 
 def _missing_tensor(folder: Path) -> None:
@@ -411,7 +423,8 @@ def _absent_shard(folder: Path) -> None:
         (_unknown_architecture, "frobnicator"),
         (lambda f: _truncate(f / "model.safetensors"), r"model\.safetensors is truncated"),
         (_pickle_only, r"pickled weights only \(pytorch_model\.bin\).*--allow-pickle"),
-        (_no_tokenizer, "tiny-llama has no tokenizer"),
+        (_no_vocabulary, "the tokenizer of tiny-llama cannot be loaded"),
+        (_damaged_tokenizer, "the tokenizer of tiny-llama cannot be loaded"),
         (_missing_tensor, r"tiny-llama lacks the tensor lm_head\.weight"),
         (_wrong_shape, r"v_proj\.weight with shape \[3, 3\], and its config\.json says \[30, 48\]"),
         (_float8, r"v_proj\.weight as F8_E4M3, packed or scaled numbers"),
@@ -537,6 +550,9 @@ REPEAT = {"probe": {"kind": "random_repeat", "period": 3, "bos": 0}}
         ([{"tokens": [3, 4, 999]}], "line 1: token 999 is not in the vocabulary of 211"),
         ([{"tokens": [3, "4"]}], "list of whole numbers"),
         ([{"tokens": [3]}], "has 1 tokens; a pattern needs at least 2"),
+        ([{"text": "w3 w4"}, {"text": ""}], "line 2: has 0 tokens; a pattern needs at least 2"),
+        ([{"tokens": [3, 4], "classes": {"hash": [1]}}], "class hash has 1 numbers for 2 tokens"),
+        ([{"tokens": [3, 4], "needle": [0, 1]}], "line 1: has no answer"),
         ([{"tokens": [3] * 300}], "has 300 tokens; the model's context is 256"),
         ([{"words": "x"}], "expected tokens, text or messages"),
         ([{"text": "w3 \ud800"}], "line 1: the tokenizer cannot take it"),
@@ -640,6 +656,81 @@ def test_a_model_of_few_positions(duckdb_url: str, tmp_path: Path) -> None:
     assert "16 sequences of 19 distinct random tokens" in described[0]["description"]
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2", "gemma"])
+def test_a_model_without_a_tokenizer_is_measured_on_tokens(
+    duckdb_url: str, tmp_path: Path, architecture: str
+) -> None:
+    """For all of these but llama, transformers makes a tokenizer of nothing, silently."""
+    one = catalog.connect(duckdb_url, create=True)
+    folder = tiny.save(tmp_path / "bare", architecture)
+    _without_tokenizer(folder)
+    probe = _write(tmp_path / "mine.jsonl", {"tokens": [3, 4, 5], "classes": {"hash": [0, 1, 0]}})
+    notes = Notes()
+    ingest(one, IngestRequest(model=str(folder), probe=str(probe)), notes)
+    assert [note for note in notes.noted if "tokenizer" in note] == [
+        "relations: needs a tokenizer, and this model comes without one",
+        "salient: needs a tokenizer, and this model comes without one",
+    ]
+    found = one.sql("SELECT DISTINCT probe FROM scores").rows()
+    measured = {row["probe"] for row in found}
+    assert measured == {"weights", "random_repeat", "random_repeat_bos", "mine"}
+    missing = "SELECT count(*) AS n FROM scores WHERE metric = 'induction' AND value IS NULL"
+    assert one.sql(missing).rows() == [{"n": 0}]
+
+
+def test_what_needs_a_tokenizer_is_refused_without_one(
+    duckdb_url: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    one = catalog.connect(duckdb_url, create=True)
+    _without_tokenizer(checkpoint)
+    for suite in ("relations", "salient"):
+        with pytest.raises(ModelError, match=f"{suite}: needs a tokenizer"):
+            ingest(one, IngestRequest(model=str(checkpoint), suites=(suite,)))
+    texts = _write(tmp_path / "texts.jsonl", {"text": "w3 w4"})
+    with pytest.raises(InputError, match="line 1: this model has no tokenizer; bring"):
+        ingest(one, IngestRequest(model=str(checkpoint), probe=str(texts)))
+    with pytest.raises(InputError, match="--token-class is about texts of tokens, and tiny-llama"):
+        ingest(one, IngestRequest(model=str(checkpoint), token_classes=("a=x",)))
+    assert len(one.sql("SELECT * FROM runs")) == 0
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen2", "gemma", "cohere", "xglm"])
+def test_a_tokenizer_that_transformers_makes_of_nothing_is_refused(
+    tmp_path: Path, architecture: str
+) -> None:
+    from ingest.readers import loading
+    from ingest.readers.source import resolve
+
+    folder = tiny.save(tmp_path / "bare", architecture)
+    _without_tokenizer(folder)
+    (folder / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="the tokenizer of bare knows no word"):
+        loading.prepare(resolve(str(folder)))
+
+
+def test_other_classes_of_tokens_are_measured_again(
+    duckdb_url: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    one = catalog.connect(duckdb_url, create=True)
+    probe = _write(tmp_path / "texts.jsonl", {"text": "w3 w4 w5"})
+
+    def is_new(*token_classes: str) -> bool:
+        asked = IngestRequest(
+            model=str(checkpoint),
+            suites=("patterns",),
+            probe=str(probe),
+            only=True,
+            token_classes=token_classes,
+        )
+        (outcome,) = ingest(one, asked)
+        return outcome.is_new
+
+    assert is_new()
+    assert is_new("odd=w[0-9]*[13579]")
+    assert not is_new("odd=w[0-9]*[13579]")
+    assert is_new("odd=w3")
+
+
 def test_a_changed_tokenizer_is_another_revision(
     duckdb_url: str, checkpoint: Path, relations: Path
 ) -> None:
@@ -683,6 +774,8 @@ def test_requests_that_cannot_be_meant() -> None:
         IngestRequest(model="m", suites=("songs",))
     with pytest.raises(UsageError, match="--only needs"):
         IngestRequest(model="m", only=True)
+    with pytest.raises(InputError, match="token class hash comes with the project"):
+        IngestRequest(model="m", token_classes=("hash=x",))
 
 
 def test_a_device_that_is_not_there(duckdb_url: str, checkpoint: Path, relations: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import catalogs
+import pyarrow as pa
 import pytest
 from published import begin, metric, probe, publish, uniform
 from streamlit.testing.v1 import AppTest
@@ -215,3 +216,104 @@ def test_the_frame_opens_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HEADS_DATABASE_URL", f"duckdb:///{tmp_path / 'heads.duckdb'}")
     page = healthy(AppTest.from_file(UI / "app.py", default_timeout=30).run())
     assert page.title[0].value == "Category map"
+
+
+MASSES = {name: [[0.25, 0.5]] * 12 for name in ("hash", "star", "whitespace", "newline", "special")}
+
+
+@pytest.fixture
+def two_measured(tmp_path: Path) -> catalog.Catalog:
+    made = catalogs.make(tmp_path, {"unmeasured": (1, 1)})
+    for name in ("base", "tuned"):
+        catalogs.add_token_masses(made, name, MASSES)
+    catalogs.add_token_masses(made, "base", {"hash": [[0.5, 0.25]] * 12}, probe="plain")
+    return made
+
+
+def drawn_bars(page: AppTest) -> set[tuple[str, int, str]]:
+    [chart] = page.get("vega_lite_chart")
+    # Streamlit sends the rows beside the specification.
+    [rows] = [pa.ipc.open_stream(sent.data.data).read_all() for sent in chart.proto.datasets]
+    return {(row["model"], row["layer"], row["class"]) for row in rows.to_pylist()}
+
+
+class TestTokenClasses:
+    def test_nothing_measured_yet(self, open_page: Open, tmp_path: Path) -> None:
+        assert "there is no catalog" in open_page("token_classes").error[0].value
+        catalogs.make(tmp_path, {"m": (1, 1)})
+        assert "`heads ingest MODEL --suite patterns`" in open_page("token_classes").info[0].value
+
+    @pytest.mark.usefixtures("two_measured")
+    def test_first_view(self, open_page: Open) -> None:
+        page = open_page("token_classes")
+        assert page.query_params == {
+            "model": "base",
+            "probe": "markdown",
+            "unit": "sum",
+            "class": ["hash", "star", "whitespace"],
+            "layer": ["0", "4", "7", "11"],
+        }
+        assert drawn_bars(page) == {
+            ("base", layer, name)
+            for layer in (0, 4, 7, 11)
+            for name in ("hash", "star", "whitespace")
+        }
+        totals = page.dataframe[0].value
+        assert set(totals["total"]) == {0.75}
+        assert len(page.get("download_button")) == 1
+        assert not page.error
+
+    @pytest.mark.usefixtures("two_measured")
+    def test_a_link_opens_the_same_view(self, open_page: Open) -> None:
+        asked: dict[str, str | list[str]] = {
+            "model": ["tuned", "base"],
+            "probe": "markdown",
+            "unit": "mean",
+            "class": ["newline", "hash"],
+            "layer": ["3"],
+        }
+        page = open_page("token_classes", **asked)
+        assert page.query_params == asked | {"layer": "3"}
+        assert drawn_bars(page) == {
+            (model, 3, name) for model in ("base", "tuned") for name in ("newline", "hash")
+        }
+        [chart] = page.get("vega_lite_chart")
+        assert "counts in each: newline, hash." in chart.proto.spec
+        assert "Mean attention (share)" in chart.proto.spec
+
+    @pytest.mark.usefixtures("two_measured")
+    def test_a_choice_goes_to_the_url(self, open_page: Open) -> None:
+        page = open_page("token_classes")
+        page.multiselect[0].set_value(["base", "tuned"])
+        healthy(page.run())
+        assert page.query_params["model"] == ["base", "tuned"]
+        # On plain only one of them is measured.
+        assert page.selectbox[0].options == ["markdown"]
+        page.multiselect[1].set_value([])
+        healthy(page.run())
+        assert page.info[0].value == "Choose a class to see something."
+
+    @pytest.mark.usefixtures("two_measured")
+    def test_names_that_are_not_there_are_reported_and_the_rest_is_shown(
+        self, open_page: Open
+    ) -> None:
+        page = open_page(
+            "token_classes", model=["unmeasured", "tuned"], probe="x", unit="y", layer=["99", "1"]
+        )
+        shown = [one.value.replace("\\", "") for one in page.error]
+        assert shown == [
+            "nothing is measured here of model 'unmeasured'",
+            "nothing is measured here of probe 'x'",
+            "nothing is measured here of unit 'y'",
+            "nothing is measured here of layer '99'",
+        ]
+        assert {(model, layer) for model, layer, _ in drawn_bars(page)} == {("tuned", 1)}
+
+    def test_hostile_names_are_text(self, open_page: Open, tmp_path: Path) -> None:
+        made = catalogs.make(tmp_path, {})
+        hostile = "![x](https://example.org/x.png)"
+        catalogs.add_token_masses(made, hostile, {"hash": [[0.5]]}, probe=hostile)
+        page = open_page("token_classes")
+        assert drawn_bars(page) == {(hostile, 0, "hash")}
+        assert not page.markdown
+        assert hostile not in page.caption[0].value

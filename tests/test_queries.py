@@ -143,3 +143,72 @@ def test_heads_without_a_label_come_with_their_scores_too(empty_catalog: Catalog
     row = queries.head_labels(empty_catalog, ["m"], "role").rows()[0]
     assert (row["label"], row["scores"]) == (None, "induction 0.100 (plain)")
     assert queries.head_labels(empty_catalog, ["m"], "verdict").rows()[0]["scores"] is None
+
+
+MASSES: dict[str, list[list[float | None]]] = {
+    "hash": [[0.25, 0.5], [0.125, None], [None, None]],
+    "star": [[0.0, 0.25], [0.5, 0.25], [None, None]],
+}
+"""By layer and head; one head of layer 1 has no score, and no head of layer 2."""
+
+
+@pytest.fixture
+def with_masses(empty_catalog: Catalog) -> Catalog:
+    catalogs.add_token_masses(empty_catalog, "owner/b", MASSES)
+    catalogs.add_token_masses(empty_catalog, "a", {"hash": [[1.0], [0.5]]})
+    catalogs.add_token_masses(empty_catalog, "a", {"hash": [[0.75], [0.25]]}, probe="plain")
+    return empty_catalog
+
+
+class TestTokenTotals:
+    def test_totals_are_sums_over_heads_and_means_over_those_with_a_score(
+        self, with_masses: Catalog
+    ) -> None:
+        rows = queries.token_totals(with_masses, ["owner/b"], "markdown").rows()
+        assert [
+            (row["layer"], row["class"], row["total"], row["mean"], row["heads"]) for row in rows
+        ] == [
+            (0, "hash", 0.75, 0.375, 2),
+            (0, "star", 0.25, 0.125, 2),
+            (1, "hash", 0.125, 0.125, 1),
+            (1, "star", 0.75, 0.375, 2),
+            (2, "hash", None, None, 0),
+            (2, "star", None, None, 0),
+        ]
+        assert {(row["n_heads"], row["n_layers"], row["probe"]) for row in rows} == {
+            (2, 3, "markdown")
+        }
+
+    def test_models_come_in_the_callers_order(self, with_masses: Catalog) -> None:
+        for models in (["owner/b", "a"], ["a", "owner/b"]):
+            rows = queries.token_totals(with_masses, models, "markdown")
+            assert list(dict.fromkeys(row["model"] for row in rows)) == models
+
+    def test_layers_and_classes_can_be_chosen(self, with_masses: Catalog) -> None:
+        rows = queries.token_totals(
+            with_masses, ["owner/b"], "markdown", layers=[1], classes=["star"]
+        ).rows()
+        assert [(row["layer"], row["class"], row["total"]) for row in rows] == [(1, "star", 0.75)]
+
+    def test_what_is_not_there_is_explained(self, with_masses: Catalog, tmp_path: Path) -> None:
+        catalogs.fill(with_masses, tmp_path, {"bare": (1, 1)})
+        both = ["owner/b", "a"]
+        for models, probe_name, options, reason in (
+            ([], "plain", {}, "no model is named"),
+            (["owner/c"], "plain", {}, "no model 'owner/c'"),
+            (["bare"], "plain", {}, "of bare to classes of tokens is not measured yet; `heads in"),
+            (both, "plain", {}, "owner/b to classes of tokens is not measured on 'plain', but on "),
+            (both, "markdown", {"layers": [2]}, "a has nothing .* layers 0 to 1 and the .* hash"),
+            (both, "markdown", {"classes": ["'"]}, "owner/b has nothing .*the classes hash, star"),
+            (both, "markdown", {"classes": []}, "owner/b has nothing"),
+        ):
+            with pytest.raises(UsageError, match=reason):
+                queries.token_totals(with_masses, models, probe_name, **options)
+
+    def test_choices_are_what_totals_can_be_asked_for(self, with_masses: Catalog) -> None:
+        assert sorted(tuple(row.values()) for row in queries.token_choices(with_masses)) == [
+            ("a", "markdown", "hash"),
+            ("a", "plain", "hash"),
+            ("owner/b", "markdown", "hash"),
+            ("owner/b", "markdown", "star"),
+        ]

@@ -166,6 +166,7 @@ def _compare_with_dense(
     Ties are logits that float32 cannot tell apart; without any, the two are equal.
     """
     tokenizer = loading.prepare(resolve(str(gguf))).tokenizer
+    assert tokenizer is not None
     found = {
         (row["metric"], row["head"]): row["value"]
         for row in one.sql(
@@ -311,6 +312,7 @@ def test_gemma_3_with_windows_and_its_own_head_size(
                 normalized.mean(), abs=1e-6
             )
     tokenizer = prepared.tokenizer
+    assert tokenizer is not None
     ids = [tokenizer.encode(f" {word}", add_special_tokens=False)[0] for word, _ in pairs]
     ranks = _ranks(Tensors(gemma), 9, (ids, ids), 4, 1, _gelu, "blk.0.ffn_norm.weight")
     for head, (larger, _) in enumerate(ranks):

@@ -7,6 +7,7 @@ st.navigation(
     [
         st.Page("pages/category_map.py", title="Category map", default=True),
         st.Page("pages/layer_bins.py", title="Layer bins"),
+        st.Page("pages/token_classes.py", title="Token classes"),
     ],
     position="top",
 ).run()

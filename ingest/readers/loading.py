@@ -30,6 +30,19 @@ from ingest.readers.tensors import GgufTensors, SafetensorsTensors, Tensors, ope
 from ingest.readers.weights import HeadReader
 
 _QUANTIZATION = "gguf_file_type"
+_GGUF_TOKENS = "tokenizer.ggml.tokens"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+)
+"""Where none of these is, the model was published without a tokenizer."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -40,7 +53,8 @@ class PreparedModel:
 
     source: Source
     config: PreTrainedConfig
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
+    """None where the checkpoint has no file of one."""
 
     @cached_property
     def skeleton(self) -> PreTrainedModel:
@@ -122,22 +136,41 @@ def prepare(
 
     Raises:
         ModelError: If a GGUF file is damaged, the configuration or tokenizer cannot be read, or
-            the architecture is not a supported decoder.
+            the architecture is not a supported decoder. To have no tokenizer is no error.
     """
     folder = _described(source, on_progress) if source.gguf else source.folder
     config = _supported_config(folder, source.name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:
-        raise ModelError(
-            f"the tokenizer of {source.name} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
-    if tokenizer.vocab_size > config.vocab_size:
+    tokenizer = _tokenizer(folder, source.name)
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ModelError(
             f"the tokenizer of {source.name} has {tokenizer.vocab_size} tokens, and the embedding "
             f"{config.vocab_size}: it is another model's"
         )
     return PreparedModel(source=source, config=config, tokenizer=tokenizer)
+
+
+def _tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a folder; None where there is no file of one.
+
+    Raises:
+        ModelError: If there are files, and no tokenizer can be made of them.
+    """
+    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        return None
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise ModelError(
+            f"the tokenizer of {name} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
+    # Where the one file is missing that it reads, transformers makes many a tokenizer of nothing
+    # but special tokens, and says nothing.
+    if len(tokenizer) == len({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}):
+        raise ModelError(
+            f"the tokenizer of {name} knows no word: {type(tokenizer).__name__} reads "
+            f"{' or '.join(tokenizer.vocab_files_names.values())}, and there is none with words"
+        )
+    return tokenizer
 
 
 def reader(prepared: PreparedModel, *, device: str) -> HeadReader:
@@ -235,13 +268,17 @@ def _described(source: Source, on_progress: Callable[[str], None]) -> Path:
         return folder
     assert source.gguf is not None  # noqa: S101 - narrows the type
     on_progress(f"checking {source.gguf}")
-    field = opened_gguf(source.folder / source.gguf).get_field("general.file_type")
+    opened = opened_gguf(source.folder / source.gguf)
+    field = opened.get_field("general.file_type")
     config = _supported_config(source.folder, source.name, gguf_file=source.gguf)
     if field is not None:
         file_type = LlamaFileType(field.contents()).name.removeprefix("MOSTLY_")
         setattr(config, _QUANTIZATION, file_type)
-    on_progress(f"reading the tokenizer of {source.gguf} (kept for the next time)")
     with _made_once(folder) as room, _quiet():
+        config.save_pretrained(room)
+        if opened.get_field(_GGUF_TOKENS) is None:
+            return folder
+        on_progress(f"reading the tokenizer of {source.gguf} (kept for the next time)")
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.folder, gguf_file=source.gguf)
         except Exception as error:
@@ -249,7 +286,6 @@ def _described(source: Source, on_progress: Callable[[str], None]) -> Path:
                 f"the tokenizer of {source.name} cannot be loaded: {str(error).splitlines()[0]}"
             ) from error
         tokenizer.save_pretrained(room)
-        config.save_pretrained(room)
     return folder
 
 

@@ -20,7 +20,6 @@ _PICKLES = "pytorch_model*.bin"
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 """All that a model is made of; a README can change without making another model."""
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _GGUF_MAGIC = b"GGUF"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HASHED_WHOLE = 8 << 30
@@ -172,11 +171,6 @@ def _verify_folder(folder: Path, model: str, *, allow_pickle: bool) -> None:
     else:
         names = [path.name for path in folder.iterdir()]
         _require_safetensors(model, names, allow_pickle=allow_pickle)
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise ModelError(
-            f"{model} has no tokenizer: expected one of {', '.join(_TOKENIZER_FILES)} beside the "
-            "weights"
-        )
 
 
 def _shards(folder: Path) -> list[Path]:

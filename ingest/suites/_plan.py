@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from catalog.declarations import MetricSpec, ProbeSpec, Results
 from ingest.metrics import Declared
+from ingest.probes.classes import TokenClasses
 from ingest.probes.sequences import Vocabulary
 from ingest.progress import Progress
 from ingest.readers import loading
@@ -28,6 +29,8 @@ class Inputs:
     relations: Path | None = None
     probe: Path | None = None
     only: bool = False
+    token_classes: TokenClasses = field(default_factory=TokenClasses)
+    """Built-in classes of tokens, and the user's own."""
     first_mlp: bool = True
     """Whether relations read the first block's MLP output in layers after it."""
 

@@ -8,8 +8,9 @@ from transformers import PreTrainedConfig
 
 from catalog.declarations import Measurement, MetricSpec, ProbeSpec, Results
 from ingest.metrics import CLASS_METRICS, PATTERN_GROUP_METRICS, PATTERN_METRICS
-from ingest.probes import sequences
+from ingest.probes import files
 from ingest.probes.sequences import SequenceProbe, Vocabulary
+from ingest.probes.shipped import shipped
 from ingest.progress import Progress
 from ingest.readers.attention import attention_modules, prove
 from ingest.readers.loading import LoadedModel
@@ -29,7 +30,6 @@ class PatternPlan:
         """Encode every probe, so that a bad one is found before the model is loaded."""
         self.probes: Mapping[str, ProbeSpec] = {probe.spec.name: probe.spec for probe in probes}
         self._encoded = {probe.spec.name: probe.encode(vocabulary) for probe in probes}
-        self._ignored = {probe.spec.name: list(probe.ignored) for probe in probes if probe.ignored}
 
     def params(self, probes: Sequence[str]) -> dict[str, Any]:
         return {
@@ -37,9 +37,8 @@ class PatternPlan:
             "tokens": {name: sum(map(len, self._encoded[name].tokens)) for name in probes},
         }
 
-    def notes(self, probes: Sequence[str]) -> dict[str, Any]:
-        ignored = {name: what for name, what in self._ignored.items() if name in probes}
-        return {"not_measured": ignored} if ignored else {}
+    def notes(self, _probes: Sequence[str]) -> dict[str, Any]:
+        return {}
 
     def metrics(self, probes: Sequence[str]) -> list[MetricSpec]:
         encoded = [self._encoded[probe] for probe in probes]
@@ -77,10 +76,12 @@ def plan(config: PreTrainedConfig, vocabulary: Vocabulary, inputs: Inputs) -> Pa
     # What MPT calls its context; a longer sequence would break its ALiBi.
     context = vocabulary.context or getattr(config, "max_seq_len", None)
     vocabulary = replace(vocabulary, context=context)
-    own = [sequences.from_file(inputs.probe)] if inputs.probe else []
+    classes = inputs.token_classes
+    own = [files.from_file(inputs.probe, classes)] if inputs.probe else []
     if inputs.only and not own:
         return None
-    return PatternPlan(own if inputs.only else [*sequences.shipped(vocabulary), *own], vocabulary)
+    probes = own if inputs.only else [*shipped(vocabulary, classes), *own]
+    return PatternPlan(probes, vocabulary)
 
 
 def _without_heads(loaded: LoadedModel) -> dict[str, str]:

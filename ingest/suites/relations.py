@@ -152,6 +152,7 @@ def plan(config: PreTrainedConfig, vocabulary: Vocabulary, inputs: Inputs) -> Re
     sets = [relations.from_folder(inputs.relations)] if inputs.relations else []
     if inputs.only and not sets:
         return None
+    vocabulary.require_tokenizer(SUITE)
     if not inputs.only:
         sets.insert(0, relations.shipped(config.model_type, config.vocab_size))
     return RelationPlan(sets, vocabulary, first_mlp=inputs.first_mlp)

@@ -84,7 +84,10 @@ class SalientPlan:
 
 def plan(_config: PreTrainedConfig, vocabulary: Vocabulary, inputs: Inputs) -> SalientPlan | None:
     """Salient operations need no input; they are not what `--only` asks for."""
-    return None if inputs.only else SalientPlan(vocabulary, first_mlp=inputs.first_mlp)
+    if inputs.only:
+        return None
+    vocabulary.require_tokenizer(SUITE)
+    return SalientPlan(vocabulary, first_mlp=inputs.first_mlp)
 
 
 def _of_layer(

@@ -2,6 +2,7 @@
 
 import colorsys
 import math
+import zlib
 from collections.abc import Iterable, Iterator
 
 UNCLASSIFIED = "Unclassified"
@@ -46,6 +47,15 @@ _CATEGORICAL = (
     "#dbdb8d",
 )
 _GOLDEN_RATIO = 0.618
+_CLASSES = {
+    "hash": "#0072b2",
+    "star": "#e69f00",
+    "whitespace": "#b3b3b3",
+    "newline": "#56b4e9",
+    "punctuation": "#cc79a7",
+    "digit": "#009e73",
+    "special": "#d55e00",
+}
 
 
 def label_colors(taxonomy: str, labels: Iterable[str]) -> dict[str, str]:
@@ -66,6 +76,15 @@ def label_colors(taxonomy: str, labels: Iterable[str]) -> dict[str, str]:
     return published | dict(zip(others, free, strict=False))
 
 
+def class_colors(classes: Iterable[str]) -> dict[str, str]:
+    """A colour for each class of tokens, the same on every figure; class -> '#rrggbb'.
+
+    Those of the project are told apart by colour-blind readers (Okabe and Ito 2008, and a grey for
+    whitespace). A user's class has a hue that depends on its name alone.
+    """
+    return {name: _CLASSES.get(name) or _color_of(name) for name in classes}
+
+
 def multiple(labels: int) -> str:
     """The category of a head with this many labels, at least 2."""
     return _MULTIPLE[min(labels, max(_MULTIPLE))][0]
@@ -83,13 +102,20 @@ def _luminance(color: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
+def _color_of(name: str) -> str:
+    digest = zlib.crc32(name.encode())
+    return _hex(digest % 997 / 997, (0.3, 0.5, 0.7)[digest // 997 % 3])
+
+
+def _hex(hue: float, lightness: float) -> str:
+    channels = colorsys.hls_to_rgb(hue, lightness, 0.6)
+    return "#" + "".join(f"{round(channel * 255):02x}" for channel in channels)
+
+
 def _unlimited() -> Iterator[str]:
     """The hand-picked colours, then hues spread by the golden ratio, which never come again."""
     yield from _CATEGORICAL
     place = 0
     while True:
         place += 1
-        channels = colorsys.hls_to_rgb(
-            place * _GOLDEN_RATIO % 1, (0.35, 0.55, 0.72)[place % 3], 0.6
-        )
-        yield "#" + "".join(f"{round(channel * 255):02x}" for channel in channels)
+        yield _hex(place * _GOLDEN_RATIO % 1, (0.35, 0.55, 0.72)[place % 3])

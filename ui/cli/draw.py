@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from catalog import queries
+from catalog import Catalog, queries
 from catalog.errors import UsageError
 from ui.cli.common import Db, messages, open_catalog, require
 
@@ -16,11 +16,17 @@ class Kind(StrEnum):
 
     MAP = "map"
     BARS = "bars"
+    TOKENS = "tokens"
 
 
 def chart(
     context: typer.Context,
-    kind: Annotated[Kind, typer.Argument(help="map: layer x head; bars: # heads per layer bin.")],
+    kind: Annotated[
+        Kind,
+        typer.Argument(
+            help="map: layer x head; bars: # heads per layer bin; tokens: attention to classes."
+        ),
+    ],
     model: Annotated[list[str], typer.Argument(help="As `heads models` names it; one or more.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="A .png, .svg or .html file.")],
     taxonomy: Annotated[
@@ -28,13 +34,23 @@ def chart(
     ] = None,
     bins: Annotated[int | None, typer.Option(min=1, help="bars: how many layer bins.")] = None,
     bin_width: Annotated[int | None, typer.Option(min=1, help="bars: layers in a bin.")] = None,
+    probe: Annotated[str, typer.Option(help="tokens: on which probe.")] = "markdown",
+    layers: Annotated[
+        str | None, typer.Option(help="tokens: which, as 0,16,20,27; four unless told.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="tokens: which; hash,star,whitespace unless told.")
+    ] = None,
+    unit: Annotated[str, typer.Option(help="tokens: sum or mean over a layer's heads.")] = "sum",
     db: Db = None,
 ) -> None:
-    """Draw the category map or the layer-bin bars of one or more models into a file.
+    """Draw the category map, layer-bin bars or token-class bars of some models into a file.
 
     Example: heads chart map gpt2 -o map.png
 
     Example: heads chart bars gpt2-xl --taxonomy description_verdict --bin-width 12 -o bars.svg
+
+    Example: heads chart tokens base tuned --layers 0,16,20,27 --unit mean -o tokens.png
     """
     if bins is not None and bin_width is not None:
         raise UsageError("--bins and --bin-width exclude each other")
@@ -42,6 +58,9 @@ def chart(
     catalog = open_catalog(context, db)
     for name in model:
         queries.require_model(catalog, name)
+    if kind is Kind.TOKENS:
+        _tokens(catalog, model, output, probe=probe, layers=layers, classes=classes, unit=unit)
+        return
     if taxonomy is None:
         used = queries.taxonomies(catalog, *model)
         taxonomy = queries.usual_taxonomy({row["taxonomy"]: row["heads"] for row in used})
@@ -58,6 +77,32 @@ def chart(
         )
     charts.save(drawn, output)
     messages.print(f"{output}")
+
+
+def _tokens(
+    catalog: Catalog,
+    models: list[str],
+    output: Path,
+    *,
+    probe: str,
+    layers: str | None,
+    classes: str | None,
+    unit: str,
+) -> None:
+    charts = require("ui.charts", "ui")
+    chosen = charts.DEFAULT_CLASSES if classes is None else tuple(_parts(classes))
+    try:
+        numbers = None if layers is None else [int(number) for number in _parts(layers)]
+    except ValueError:
+        raise UsageError(f"--layers {layers!r}: expected numbers, as in 0,16,20,27") from None
+    frame = queries.token_totals(catalog, models, probe, layers=numbers, classes=chosen).pandas()
+    charts.save(charts.token_bars(frame, unit=unit, layers=numbers, classes=chosen), output)
+    messages.print(f"{output}")
+
+
+def _parts(listed: str) -> list[str]:
+    """What stands between commas, each once."""
+    return list(dict.fromkeys(part.strip() for part in listed.split(",") if part.strip()))
 
 
 def ui(

@@ -71,7 +71,14 @@ def ingest(
         Path | None, typer.Option(metavar="DIR", help="Your relation set: a folder of *.json.")
     ] = None,
     probe: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Your sequences or texts: a JSONL file.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Your sequences or texts: JSONL, or .txt in paragraphs."),
+    ] = None,
+    token_class: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=REGEX", help="Tokens whose whole text matches; may be repeated."
+        ),
     ] = None,
     only: Annotated[
         bool, typer.Option("--only", help="Your relations or probe alone, not the shipped ones.")
@@ -96,6 +103,8 @@ def ingest(
     Example: heads ingest HuggingFaceTB/SmolLM2-135M --revision main
 
     Example: heads ingest model.gguf --relations my_relations --only
+
+    Example: heads ingest ./my-model --suite patterns --token-class "bracket=[()]"
     """
     run = require("ingest.run", "ingest")
     if name is not None and len(model) > 1:
@@ -111,6 +120,7 @@ def ingest(
             relations=str(relations) if relations else None,
             probe=str(probe) if probe else None,
             only=only,
+            token_classes=tuple(token_class or ()),
             force=force,
             first_mlp=first_mlp,
             allow_pickle=allow_pickle,

@@ -66,6 +66,54 @@ class Page:
             )
         return Choice(taxonomy, queries.taxonomy_labels(catalog, taxonomy), frame)
 
+    def choose_several(
+        self,
+        name: str,
+        possible: Sequence[str],
+        *,
+        default: Sequence[str],
+        at_most: int | None = None,
+    ) -> list[str]:
+        """Some of several, in the reader's order.
+
+        Args:
+            name: Of what there are several; also what the URL calls them.
+            possible: What there is.
+            default: What is chosen where nobody has chosen anything that there is.
+            at_most: How many.
+
+        Raises:
+            NothingToShowError: If none is chosen.
+        """
+        asked = list(dict.fromkeys(self._asked(name, list(default))))
+        for one in asked:
+            if one not in possible:
+                st.error(plain(f"nothing is measured here of {name} {one!r}"))
+        known = [one for one in asked if one in possible][:at_most]
+        if not known and self._is_new(name):
+            known = list(default)
+        chosen = st.multiselect(
+            name.capitalize(),
+            list(possible),
+            key=self._begin(name, known),
+            max_selections=at_most,
+            select_all=False,
+        )
+        self._chosen[name] = chosen
+        if not chosen:
+            raise NothingToShowError(f"Choose a {name} to see something.")
+        return chosen
+
+    def choose_one(self, name: str, possible: Sequence[str], *, default: str) -> str:
+        """One of several."""
+        asked = self._asked(name, [default])[-1]
+        if asked not in possible:
+            st.error(plain(f"nothing is measured here of {name} {asked!r}"))
+            asked = default
+        chosen: str = st.selectbox(name.capitalize(), possible, key=self._begin(name, asked))
+        self._chosen[name] = [chosen]
+        return chosen
+
     def choose_number(self, name: str, *, lower: int, upper: int, default: int) -> int:
         """A whole number."""
         possible = [str(number) for number in range(lower, upper + 1)]
