@@ -2,7 +2,7 @@
 
 To add one: copy a file, declare its facts, give the paper and the formula, name it below, and
 test it where its value can be derived on paper (tests/test_metrics.py for patterns,
-tests/test_weight_metrics.py for weights).
+tests/test_weight_metrics.py for weights, tests/test_outputs.py for outputs).
 """
 
 from ingest.metrics import (
@@ -11,6 +11,8 @@ from ingest.metrics import (
     copying_hits,
     copying_suppression,
     current_token,
+    direct_logit_attribution,
+    direct_logit_attribution_centered,
     distance,
     distance_relative,
     distance_sink_free,
@@ -24,6 +26,7 @@ from ingest.metrics import (
     induction_strict,
     local_8,
     norm,
+    output_norm,
     ov_copying,
     ov_positive_eigenvalues,
     ov_signature,
@@ -35,11 +38,13 @@ from ingest.metrics import (
     relation_mrr,
     relation_score,
     relation_suppression,
+    residual_share,
     singular_values,
 )
 from ingest.metrics._declare import (
     COMPOSITION_METRICS,
     COPYING_METRICS,
+    OUTPUT_METRICS,
     PATTERN_GROUP_METRICS,
     PATTERN_METRICS,
     RELATION_METRICS,
@@ -56,6 +61,7 @@ from ingest.metrics._token_map import gram_matrix
 __all__ = [
     "COMPOSITION_METRICS",
     "COPYING_METRICS",
+    "OUTPUT_METRICS",
     "PATTERN_GROUP_METRICS",
     "PATTERN_METRICS",
     "RELATION_METRICS",
@@ -70,6 +76,8 @@ __all__ = [
     "copying_hits",
     "copying_suppression",
     "current_token",
+    "direct_logit_attribution",
+    "direct_logit_attribution_centered",
     "distance",
     "distance_relative",
     "distance_sink_free",
@@ -84,6 +92,7 @@ __all__ = [
     "induction_strict",
     "local_8",
     "norm",
+    "output_norm",
     "ov_copying",
     "ov_positive_eigenvalues",
     "ov_signature",
@@ -95,6 +104,7 @@ __all__ = [
     "relation_mrr",
     "relation_score",
     "relation_suppression",
+    "residual_share",
     "sample_tokens",
     "singular_values",
 ]

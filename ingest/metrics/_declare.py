@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ingest.heads import LayerHeads
 from ingest.signatures import Anchors
+from ingest.written import HeadOutputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ Finish = Callable[[Sums, int], tuple[Float[Tensor, " head"], Float[Tensor, " hea
 RankFunction = Callable[[Int[Tensor, "head pair"], int], Float[Tensor, "head pair"]]
 WeightFunction = Callable[[LayerHeads, ModelMatrices], Float[Tensor, " head"]]
 VectorFunction = Callable[[LayerHeads, ModelMatrices], Float[Tensor, "head n"]]
+OutputFunction = Callable[[HeadOutputs], Float[Tensor, "batch position head"]]
 CompositionFunction = Callable[[Float[Tensor, "*head n"]], Float[Tensor, "*head"]]
 F = TypeVar("F", bound=Callable[..., Tensor | Sums])
 
@@ -61,14 +63,15 @@ class Declared(Generic[F]):
     name: str
     version: int
     unit: str
-    range: tuple[float, float | None]
+    range: tuple[float | None, float | None]
     source: str
     description: str
     compute: F
     needs_period: bool = False
     of_negated: bool = False
     needs: tuple[str, ...] = ()
-    """Parts of `LayerHeads` and fields of `ModelMatrices` without which all heads are undefined."""
+    """Parts of `LayerHeads` and fields of `ModelMatrices` without which all heads are undefined; of
+    output metrics, the fields of `HeadOutputs` that they read."""
     finish: Finish | None = None
     """Of group metrics: what the sums over a group of sequences come to."""
 
@@ -79,6 +82,7 @@ RELATION_METRICS: dict[str, Declared[RankFunction]] = {}
 COPYING_METRICS: dict[str, Declared[RankFunction]] = {}
 WEIGHT_METRICS: dict[str, Declared[WeightFunction]] = {}
 VECTOR_METRICS: dict[str, Declared[VectorFunction]] = {}
+OUTPUT_METRICS: dict[str, Declared[OutputFunction]] = {}
 COMPOSITION_METRICS: dict[str, Declared[CompositionFunction]] = {}
 _NAMES: set[str] = set()
 
@@ -218,6 +222,33 @@ def vector_metric(
     return _into(
         VECTOR_METRICS,
         _where_possible(needs, (1,)),
+        name=name,
+        version=version,
+        unit=unit,
+        range=range,
+        source=source,
+        needs=needs,
+    )
+
+
+def output_metric(
+    *,
+    name: str,
+    version: int,
+    unit: str,
+    range: tuple[float | None, float | None],  # noqa: A002 - the word for it
+    source: str,
+    needs: tuple[str, ...],
+) -> Callable[[OutputFunction], OutputFunction]:
+    """Declare a metric of what one layer's heads write while the model runs.
+
+    The function gives the metric's value at every position over which it is averaged, NaN where it
+    is undefined there; the score is the plain mean over these positions and all sequences, summed
+    in float64. Values of what needs `targets` are multiplied by the final norm's scale at their
+    position before that.
+    """
+    return _into(
+        OUTPUT_METRICS,
         name=name,
         version=version,
         unit=unit,

@@ -1,0 +1,180 @@
+"""Sums of output metrics over batches of sequences, taken while the model runs."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ingest.metrics import OUTPUT_METRICS
+from ingest.readers.outputs import OutputReader, Written
+from ingest.written import HeadOutputs
+
+_MAX_BYTES = 1 << 26
+"""Of one float32 temporary of a layer; metrics hold a few at a time."""
+
+
+@dataclass
+class _Layer:
+    """What one batch has left of one layer."""
+
+    totals: dict[str, Float[Tensor, " head"]]
+    counts: dict[str, Float[Tensor, " head"]]
+    unscaled: dict[str, list[Float[Tensor, "batch few head"]]]
+    """By metric, what waits for the final norm's scale, in order of position."""
+    damaged: Bool[Tensor, " head"]
+    is_added_damaged: bool
+
+
+class OutputSums:
+    """Every output metric of a model on one probe, in the making.
+
+    A batch counts once it has ended. One that was begun and not ended, because the memory did not
+    hold it, is forgotten when the next begins.
+
+    Of a layer no more is kept than what it gives each token's logit, until the final norm's scale
+    is known: a number per token and head.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Nothing is seen yet.
+
+        Raises:
+            ModelError: If the architecture is not supported.
+        """
+        self._reader = OutputReader(model)
+        shape = (model.config.num_hidden_layers, self._reader.n_heads)
+        missing = self._reader.no_attribution
+        self._undefined = {
+            name: missing
+            for name, metric in OUTPUT_METRICS.items()
+            if missing and "targets" in metric.needs
+        }
+        self._names = [name for name in OUTPUT_METRICS if name not in self._undefined]
+        self._totals = {name: torch.zeros(shape, dtype=torch.float64) for name in OUTPUT_METRICS}
+        self._counts = {name: torch.zeros(shape, dtype=torch.float64) for name in OUTPUT_METRICS}
+        self._damaged = {name: torch.zeros(shape, dtype=torch.bool) for name in OUTPUT_METRICS}
+        self._layers: dict[int, _Layer] = {}
+        self._scale: Tensor | None = None
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """See every run of the model inside this context; each is one batch."""
+        with self._reader.watching(self._see, self._see_scale):
+            yield
+
+    def begin(self, tokens: Int[Tensor, "batch token"]) -> None:
+        """The model runs next on these sequences; nothing is padded."""
+        self._tokens = tokens
+        self._layers, self._scale = {}, None
+
+    def end(self) -> None:
+        """The run is over: count it."""
+        for layer, seen in self._layers.items():
+            self._count(layer, seen)
+        self._layers, self._scale = {}, None
+
+    def scores(self) -> dict[str, Float[Tensor, "layer head"]]:
+        """Every metric's mean, float64; NaN where it is undefined."""
+        # No defined position, or no heads in the layer: 0 / 0, which is NaN.
+        scores = {name: self._totals[name] / self._counts[name] for name in OUTPUT_METRICS}
+        for name, values in scores.items():
+            values[self._damaged[name]] = torch.nan
+        return scores
+
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Why a metric, or heads or layers in some metrics, have no score."""
+        told: dict[str, list[str]] = {name: [reason] for name, reason in self._undefined.items()}
+        for name, damaged in self._damaged.items():
+            for layer, heads in enumerate(damaged):
+                whole = [f"L{layer}"] if heads.all() else []
+                places = whole or [f"L{layer}H{int(head)}" for head in heads.nonzero()]
+                for place in places:
+                    told.setdefault(place, []).append(name)
+        return {
+            place: what[0] if place in self._undefined else _not_finite(what)
+            for place, what in told.items()
+        }
+
+    def _see(self, layer: int, written: Written) -> None:
+        reader = self._reader
+        output = reader.matrices(layer)
+        gram = torch.stack([one @ one.mT for one in (head.double() for head in output)])
+        z = written.z
+        heads = range(reader.n_heads)
+        seen = _Layer(
+            totals={name: torch.zeros(len(heads), dtype=torch.float64) for name in self._names},
+            counts={name: torch.zeros(len(heads), dtype=torch.float64) for name in self._names},
+            unscaled={name: [] for name in self._names if self._waits(name)},
+            damaged=~z.isfinite().all(dim=-1).all(dim=1).all(dim=0).cpu(),
+            is_added_damaged=not written.added.isfinite().all(),
+        )
+        n_sequences, length = self._tokens.shape
+        widest = max(reader.d_model, z.shape[2] * z.shape[3])
+        step = max(1, _MAX_BYTES // (4 * widest * n_sequences))
+        for start in range(0, length, step):
+            here = slice(start, start + step)
+            self._add(
+                seen,
+                HeadOutputs(
+                    z=z[:, here].float(),
+                    output=output,
+                    gram=gram,
+                    added=written.added[:, here].float(),
+                    norm=reader.norms.get(layer),
+                    scale=None if written.scale is None else written.scale[:, here],
+                    **self._targets(start, step),
+                ),
+            )
+        self._layers[layer] = seen
+
+    def _targets(self, start: int, step: int) -> dict[str, Tensor]:
+        if self._reader.no_attribution:
+            return {}
+        following = self._tokens[:, 1:][:, start : start + step]
+        return {
+            "targets": self._reader.targets(following),
+            "mean_target": self._reader.mean_target,
+        }
+
+    def _add(self, seen: _Layer, outputs: HeadOutputs) -> None:
+        for name in self._names:
+            values = OUTPUT_METRICS[name].compute(outputs)
+            if name in seen.unscaled:
+                seen.unscaled[name].append(values)
+                continue
+            seen.totals[name] += values.double().nansum(dim=(0, 1)).cpu()
+            seen.counts[name] += (~values.isnan()).sum(dim=(0, 1)).cpu()
+
+    def _see_scale(self, scale: Float[Tensor, "batch token"]) -> None:
+        self._scale = scale.double()
+
+    def _count(self, layer: int, seen: _Layer) -> None:
+        for name, parts in seen.unscaled.items():
+            values = torch.cat(parts, dim=1).double()
+            assert self._scale is not None  # noqa: S101 - narrows the type
+            scaled = values * self._scale[:, : values.shape[1], None]
+            seen.totals[name] += scaled.sum(dim=(0, 1)).cpu()
+            seen.counts[name] += values.shape[0] * values.shape[1]
+        for name in self._names:
+            self._totals[name][layer] += seen.totals[name]
+            self._counts[name][layer] += seen.counts[name]
+            self._damaged[name][layer] |= seen.damaged
+            if "added" in OUTPUT_METRICS[name].needs and seen.is_added_damaged:
+                self._damaged[name][layer] = True
+            if name in seen.unscaled:
+                self._damaged[name][layer] |= ~self._totals[name][layer].isfinite()
+
+    @staticmethod
+    def _waits(name: str) -> bool:
+        return "targets" in OUTPUT_METRICS[name].needs
+
+
+def _not_finite(names: list[str]) -> str:
+    if len(names) == len(OUTPUT_METRICS):
+        return "NaN or infinite values in what it writes"
+    return f"NaN or infinite values in what it is compared with ({', '.join(names)})"

@@ -1,0 +1,125 @@
+"""What heads write into the residual stream, and what of it a later reader sees.
+
+Vectors of size d_model are never formed per head: a head's output z W_O meets a direction d as
+z (W_O d), so one product of the directions with W_O^T serves all heads.
+"""
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenNorm:
+    """A norm as the linear map that it is once its per-token scale is given.
+
+    norm(x) = scale(x) * gain * C x + bias, where C takes the mean off (LayerNorm) or is the
+    identity (RMSNorm), as in Elhage et al. 2021 ("A Mathematical Framework for Transformer
+    Circuits", Handling Layer Normalization).
+    """
+
+    gain: Float[Tensor, " d_model"]
+    bias: Float[Tensor, " d_model"]
+    is_centring: bool
+
+    @classmethod
+    def of(cls, norm: nn.Module, d_model: int) -> "FrozenNorm":
+        """Read off gain and bias from what the norm makes of three inputs.
+
+        Architectures keep the gain as w, 1 + w or not at all; asked for its values, every norm
+        answers alike. Whether it is of this form at all is for the caller to prove.
+        """
+        device = next((one.device for one in norm.parameters()), torch.device("cpu"))
+        exact = copy.deepcopy(norm).float()
+        ones = torch.ones(d_model, device=device)
+        # Large, so that what the norm adds to the variance does not count.
+        mixed = 1e3 * (1 - 2 * (torch.arange(d_model, device=device) % 2)).float()
+        with torch.inference_mode():
+            bias = exact(0 * ones)
+            of_ones, of_mixed = exact(ones) - bias, exact(mixed) - bias
+        is_centring = bool(of_ones.abs().max() < 1e-3 * of_mixed.abs().max())
+        centred = mixed - mixed.mean() if is_centring else mixed
+        gain = of_mixed / centred * centred.square().mean().sqrt()
+        return cls(gain=gain.clone(), bias=bias.clone(), is_centring=is_centring)
+
+    def unscaled(self, x: Float[Tensor, "*token d_model"]) -> Float[Tensor, "*token d_model"]:
+        """What the norm makes of x but for scale and bias: gain * C x."""
+        x = x.float()
+        return self.gain * (x - x.mean(dim=-1, keepdim=True) if self.is_centring else x)
+
+    def scale(
+        self, x: Float[Tensor, "*token d_model"], normed: Float[Tensor, "*token d_model"]
+    ) -> Float[Tensor, " *token"]:
+        """Of each token, from what went in and what came out; the best fit, so that rounding averages
+        out.
+
+        NaN where the norm passes nothing.
+        """
+        unscaled = self.unscaled(x)
+        fit = ((normed.float() - self.bias) * unscaled).sum(dim=-1)
+        return fit / unscaled.square().sum(dim=-1)
+
+    def pulled_back(
+        self, directions: Float[Tensor, "*token d_model"]
+    ) -> Float[Tensor, "*token d_model"]:
+        """C^T (gain * d): meets x as d meets `unscaled(x)`."""
+        pulled = self.gain * directions
+        return pulled - pulled.mean(dim=-1, keepdim=True) if self.is_centring else pulled
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadOutputs:
+    """One layer's heads at some positions of a batch of sequences, in float32.
+
+    Head h writes o_h = z_h W_O^h: no bias, and z_h is what the output projection reads, after a
+    gate where there is one.
+    """
+
+    z: Float[Tensor, "batch position head d_head"]
+    output: Float[Tensor, "head d_head d_model"]
+    """W_O."""
+    gram: Float[Tensor, "head d_head d_head"]
+    """W_O W_O^T of each head, in float64."""
+    added: Float[Tensor, "batch position d_model"]
+    """What the layer's attention adds to the residual stream, all heads and biases together and
+    after its own norm where it has one; before a constant residual multiplier."""
+    norm: FrozenNorm | None = None
+    """Through which the attention's output goes before it is added."""
+    scale: Float[Tensor, "batch position"] | None = None
+    """Of that norm."""
+    targets: Float[Tensor, "batch next d_model"] | None = None
+    """What in the residual stream raises the logit of the token that really follows, but for the
+    final norm's scale; of all these positions except a sequence's last. None where logits are no
+    linear function of what the heads write, even with all scales given."""
+    mean_target: Float[Tensor, " d_model"] | None = None
+    """The mean of such directions over the vocabulary."""
+
+    def along(
+        self, directions: Float[Tensor, "batch few d_model"] | Float[Tensor, " d_model"]
+    ) -> Float[Tensor, "batch few head"]:
+        """How far what each head adds to the residual stream points along a direction.
+
+        <o_h, d>, and <scale * gain * C o_h, d> where a norm is between. Directions are those of
+        the first positions, or one for all.
+        """
+        if self.norm is not None:
+            directions = self.norm.pulled_back(directions)
+        read = directions @ self.output.flatten(0, 1).mT
+        few = directions.shape[1] if directions.ndim > 1 else self.z.shape[1]
+        along = (self.z[:, :few] * read.unflatten(-1, self.z.shape[2:])).sum(dim=-1)
+        return along if self.scale is None else along * self.scale[:, :few, None]
+
+    @cached_property
+    def of_next_token(self) -> Float[Tensor, "batch next head"]:
+        """What each head adds to the next token's logit, but for the final norm's scale.
+
+        Raises:
+            ValueError: If there are no targets.
+        """
+        if self.targets is None:
+            raise ValueError("without targets there is no logit to attribute")
+        return self.along(self.targets)
