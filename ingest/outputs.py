@@ -13,7 +13,7 @@ from ingest.metrics import OUTPUT_METRICS
 from ingest.readers.outputs import OutputReader, Written
 from ingest.written import HeadOutputs
 
-_MAX_BYTES = 1 << 26
+_MAX_BYTES = 1 << 24
 """Of one float32 temporary of a layer; metrics hold a few at a time."""
 
 
@@ -47,16 +47,15 @@ class OutputSums:
         """
         self._reader = OutputReader(model)
         shape = (model.config.num_hidden_layers, self._reader.n_heads)
-        missing = self._reader.no_attribution
-        self._undefined = {
-            name: missing
-            for name, metric in OUTPUT_METRICS.items()
-            if missing and "targets" in metric.needs
-        }
-        self._names = [name for name in OUTPUT_METRICS if name not in self._undefined]
+        self._names = list(OUTPUT_METRICS)
+        self._undefined: dict[str, str] = {}
+        if self._reader.no_attribution:
+            self._leave_out(self._reader.no_attribution)
+            self._names = [name for name in OUTPUT_METRICS if not _is_of_logits(name)]
         self._totals = {name: torch.zeros(shape, dtype=torch.float64) for name in OUTPUT_METRICS}
         self._counts = {name: torch.zeros(shape, dtype=torch.float64) for name in OUTPUT_METRICS}
-        self._damaged = {name: torch.zeros(shape, dtype=torch.bool) for name in OUTPUT_METRICS}
+        self._damaged = torch.zeros(shape, dtype=torch.bool)
+        self._damaged_layers = torch.zeros(shape[0], dtype=torch.bool)
         self._layers: dict[int, _Layer] = {}
         self._scale: Tensor | None = None
 
@@ -73,6 +72,8 @@ class OutputSums:
 
     def end(self) -> None:
         """The run is over: count it."""
+        if self._scale is not None and not self._scale.isfinite().all():
+            self._leave_out("NaN or infinite values in the residual stream before the unembedding")
         for layer, seen in self._layers.items():
             self._count(layer, seen)
         self._layers, self._scale = {}, None
@@ -82,23 +83,33 @@ class OutputSums:
         # No defined position, or no heads in the layer: 0 / 0, which is NaN.
         scores = {name: self._totals[name] / self._counts[name] for name in OUTPUT_METRICS}
         for name, values in scores.items():
-            values[self._damaged[name]] = torch.nan
+            values[self._damaged] = torch.nan
+            if "added" in OUTPUT_METRICS[name].needs:
+                values[self._damaged_layers] = torch.nan
+            if name in self._undefined:
+                values[:] = torch.nan
         return scores
 
     @property
     def undefined(self) -> dict[str, str]:
-        """Why a metric, or heads or layers in some metrics, have no score."""
-        told: dict[str, list[str]] = {name: [reason] for name, reason in self._undefined.items()}
-        for name, damaged in self._damaged.items():
-            for layer, heads in enumerate(damaged):
-                whole = [f"L{layer}"] if heads.all() else []
-                places = whole or [f"L{layer}H{int(head)}" for head in heads.nonzero()]
-                for place in places:
-                    told.setdefault(place, []).append(name)
-        return {
-            place: what[0] if place in self._undefined else _not_finite(what)
-            for place, what in told.items()
-        }
+        """Why metrics (by name), layers or heads (L3, L3H1) have no score or not all of them."""
+        told = dict(self._undefined)
+        for layer, heads in enumerate(self._damaged):
+            if self._damaged_layers[layer]:
+                told[f"L{layer}"] = "NaN or infinite values in the attention's update: no shares"
+            elif layer in self._reader.projections and not self._is_counted("added", layer):
+                told[f"L{layer}"] = "its attention adds nothing: no shares"
+            places = [f"L{layer}"] if heads.all() else []
+            places = places or [f"L{layer}H{int(head)}" for head in heads.nonzero()]
+            told |= dict.fromkeys(places, "NaN or infinite values in what it writes")
+        return told
+
+    def _is_counted(self, need: str, layer: int) -> bool:
+        names = [name for name in OUTPUT_METRICS if need in OUTPUT_METRICS[name].needs]
+        return all(bool(self._counts[name][layer].all()) for name in names)
+
+    def _leave_out(self, reason: str) -> None:
+        self._undefined |= {name: reason for name in OUTPUT_METRICS if _is_of_logits(name)}
 
     def _see(self, layer: int, written: Written) -> None:
         reader = self._reader
@@ -109,9 +120,9 @@ class OutputSums:
         seen = _Layer(
             totals={name: torch.zeros(len(heads), dtype=torch.float64) for name in self._names},
             counts={name: torch.zeros(len(heads), dtype=torch.float64) for name in self._names},
-            unscaled={name: [] for name in self._names if self._waits(name)},
-            damaged=~z.isfinite().all(dim=-1).all(dim=1).all(dim=0).cpu(),
-            is_added_damaged=not written.added.isfinite().all(),
+            unscaled={name: [] for name in self._names if _is_of_logits(name)},
+            damaged=~z.isfinite().transpose(0, 2).flatten(1).all(dim=1).cpu(),
+            is_added_damaged=not bool(written.added.isfinite().all()),
         )
         n_sequences, length = self._tokens.shape
         widest = max(reader.d_model, z.shape[2] * z.shape[3])
@@ -163,18 +174,9 @@ class OutputSums:
         for name in self._names:
             self._totals[name][layer] += seen.totals[name]
             self._counts[name][layer] += seen.counts[name]
-            self._damaged[name][layer] |= seen.damaged
-            if "added" in OUTPUT_METRICS[name].needs and seen.is_added_damaged:
-                self._damaged[name][layer] = True
-            if name in seen.unscaled:
-                self._damaged[name][layer] |= ~self._totals[name][layer].isfinite()
-
-    @staticmethod
-    def _waits(name: str) -> bool:
-        return "targets" in OUTPUT_METRICS[name].needs
+        self._damaged[layer] |= seen.damaged
+        self._damaged_layers[layer] |= seen.is_added_damaged
 
 
-def _not_finite(names: list[str]) -> str:
-    if len(names) == len(OUTPUT_METRICS):
-        return "NaN or infinite values in what it writes"
-    return f"NaN or infinite values in what it is compared with ({', '.join(names)})"
+def _is_of_logits(name: str) -> bool:
+    return "targets" in OUTPUT_METRICS[name].needs

@@ -54,10 +54,9 @@ class FrozenNorm:
     def scale(
         self, x: Float[Tensor, "*token d_model"], normed: Float[Tensor, "*token d_model"]
     ) -> Float[Tensor, " *token"]:
-        """Of each token, from what went in and what came out; the best fit, so that rounding averages
-        out.
+        """Of each token, from what went in and what came out; NaN where the norm passes nothing.
 
-        NaN where the norm passes nothing.
+        The best fit over all dimensions, in which the rounding of 16-bit outputs averages out.
         """
         unscaled = self.unscaled(x)
         fit = ((normed.float() - self.bias) * unscaled).sum(dim=-1)

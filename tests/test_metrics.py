@@ -181,6 +181,7 @@ def test_metrics_equal_plain_loops_on_random_patterns(name: str, period: int, se
     )
     assert torch.equal(pattern, before)
     low, high = PATTERN_METRICS[name].range
+    assert low is not None
     assert all(low - 1e-6 <= value <= (high or math.inf) + 1e-6 for value in values)
 
 

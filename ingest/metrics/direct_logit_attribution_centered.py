@@ -19,7 +19,7 @@ from ingest.written import HeadOutputs
     needs=("z", "targets"),
 )
 def direct_logit_attribution_centered(outputs: HeadOutputs) -> Float[Tensor, "batch next head"]:
-    """Mean part of the next token's logit that the head writes itself, less that of all logits' mean.
+    """Mean part of the next token's logit that the head writes itself, less its part of the mean.
 
     (scale * gain * C o_h) . (W_U[next] - mean of W_U's rows); the scale follows when the pass is
     over.

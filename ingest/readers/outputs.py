@@ -134,8 +134,9 @@ class OutputReader:
         return getattr(config, names.logit_multiplier) if names.logit_multiplier else 1.0
 
     def targets(self, tokens: Int[Tensor, "*token"]) -> Float[Tensor, "*token d_model"]:
-        """The directions that raise these tokens' logits when attention adds them, but for the
-        final norm's scale.
+        """The directions that raise these tokens' logits when an attention writes them.
+
+        The final norm's scale is missing, and all multipliers are in.
         """
         return self._target(self._unembedding[tokens].float())
 
@@ -302,13 +303,12 @@ def _paths_differ(
             module = reader.norm_module(layer) or projection
             hooks.append(module.register_forward_hook(partial(start, layer)))
         for block in reader.blocks:
-            for part in block.children():
-                # Dropout stands between a part and the stream; it does nothing here.
-                if not isinstance(part, nn.Dropout):
-                    hooks.append(part.register_forward_pre_hook(_cut_off, with_kwargs=True))
+            # Dropout stands between a part and the stream; it does nothing here.
+            parts = [part for part in block.children() if not isinstance(part, nn.Dropout)]
+            hooks += [part.register_forward_pre_hook(_cut_off, with_kwargs=True) for part in parts]
         with torch.inference_mode(mode=False), torch.enable_grad():
             with _residual_stream(reader, streams):
-                model.base_model(tokens.clone(), use_cache=False)
+                model.base_model(tokens, use_cache=False)
             generator = torch.Generator().manual_seed(1)
             random = torch.randn(streams[0].shape, generator=generator)
             probe = random.to(streams[0])
