@@ -27,13 +27,12 @@ class FrozenNorm:
     is_centring: bool
 
     @classmethod
-    def of(cls, norm: nn.Module, d_model: int) -> "FrozenNorm":
+    def of(cls, norm: nn.Module, d_model: int, device: torch.device | str) -> "FrozenNorm":
         """Read off gain and bias from what the norm makes of three inputs.
 
         Architectures keep the gain as w, 1 + w or not at all; asked for its values, every norm
         answers alike. Whether it is of this form at all is for the caller to prove.
         """
-        device = next((one.device for one in norm.parameters()), torch.device("cpu"))
         exact = copy.deepcopy(norm).float()
         ones = torch.ones(d_model, device=device)
         # Large, so that what the norm adds to the variance does not count.

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -105,8 +106,9 @@ class Explicit:
         self.unembedding = array(head.weight)
         bias = getattr(head, "bias", None)
         self.constant = np.zeros(len(self.unembedding)) if bias is None else array(bias)
-        if getattr(final, "bias", None) is not None:
-            self.constant = self.constant + self.unembedding @ array(final.bias)
+        final_bias = getattr(final, "bias", None)
+        if final_bias is not None:
+            self.constant = self.constant + self.unembedding @ array(final_bias)
         self.parts = {
             layer: self._of_layer(layer, read[p]) for layer, p in self.projections.items()
         }
@@ -132,7 +134,7 @@ class Explicit:
         return heads, heads * scale[:, :, None], whole * scale
 
     def to_logits(self, vectors: Array) -> Array:
-        """What vectors [batch, token, ..., d_model] in the final residual stream give each logit."""
+        """What vectors [batch, token, ..., d_model] of the final residual stream give logits."""
         if self.centred:
             vectors = vectors - vectors.mean(-1, keepdims=True)
         scale = self.scale.reshape(*self.scale.shape[:2], *[1] * (vectors.ndim - 3), -1)
@@ -332,7 +334,7 @@ def test_nothing_is_left_on_the_model() -> None:
 
 @pytest.mark.parametrize("architecture", EVERY)
 def test_in_16_bits_the_proof_holds_and_scores_stay_near(architecture: str) -> None:
-    model = tiny.model(architecture).to(torch.bfloat16)
+    model = tiny.model(architecture).bfloat16()
     prove_outputs(model, "m")
     # The same weights, exactly computed; where experts are chosen, rounding may choose others.
     if not any(word in architecture for word in ("moe", "mixtral", "gpt_oss", "next", "deepseek")):
@@ -342,7 +344,7 @@ def test_in_16_bits_the_proof_holds_and_scores_stay_near(architecture: str) -> N
 
 
 def test_sums_of_16_bit_models_are_those_of_float32() -> None:
-    model = tiny.model("gpt2").to(torch.bfloat16)
+    model = tiny.model("gpt2").bfloat16()
     reader = OutputReader(model)
     z: dict[int, Tensor] = {}
     with (
@@ -352,10 +354,34 @@ def test_sums_of_16_bit_models_are_those_of_float32() -> None:
         model.base_model(TOKENS, use_cache=False)
     found = measured(model, TOKENS).scores()["output_norm"]
     for layer in range(3):
-        weight = array(model.get_submodule(f"transformer.h.{layer}.attn.c_proj").weight)  # type: ignore[arg-type] # an nn.Module's attribute
+        weight = array(model.get_parameter(f"transformer.h.{layer}.attn.c_proj.weight"))
         outputs_ = np.einsum("bthd,hdm->bthm", array(z[layer]), weight.reshape(6, 8, 48))
         expected = np.linalg.norm(outputs_, axis=-1).mean(axis=(0, 1))
         assert found[layer].numpy() == pytest.approx(expected, rel=1e-6)
+
+
+def test_of_a_layer_only_numbers_per_token_and_head_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny.model("gemma2")
+    own, alive = OutputSums._add, WeakSet[HeadOutputs]()
+
+    def add(self: OutputSums, seen: Any, one: HeadOutputs) -> None:
+        assert not alive  # what an earlier layer has written is gone
+        alive.add(one)
+        own(self, seen, one)
+
+    monkeypatch.setattr(OutputSums, "_add", add)
+    sums = OutputSums(model)
+    with torch.inference_mode(), sums.watching():
+        sums.begin(TOKENS)
+        model.base_model(TOKENS, use_cache=False)
+        for layer in sums._layers.values():
+            kept = [part for parts in layer.unscaled.values() for part in parts]
+            assert {part.shape for part in kept} == {(3, 13, 6)}
+            assert sum(part.untyped_storage().nbytes() for part in kept) == 2 * 4 * 3 * 13 * 6
+        sums.end()
+    assert not sums._layers
 
 
 # What is undefined.
@@ -443,9 +469,10 @@ def test_positions_where_nothing_is_added_do_not_count() -> None:
 
 def test_a_damaged_head_spoils_only_what_is_compared_with_it() -> None:
     model = tiny.model("gpt2")
-    attention = model.transformer.h[2].attn
     with torch.no_grad():
-        attention.c_attn.weight[0, 2 * 48 + 8] = torch.nan  # a value of head 1
+        first = 2 * 48  # the first column after queries and keys
+        weight = model.get_parameter("transformer.h.2.attn.c_attn.weight")
+        weight[0, first + 8] = torch.nan  # of head 1
     prove_outputs(model, "m")
     sums, whole = measured(model, TOKENS), measured(tiny.model("gpt2"), TOKENS)
     scores, expected = sums.scores(), whole.scores()
@@ -557,7 +584,7 @@ def test_a_norm_is_read_from_what_it_does(kind: type[nn.Module], d_model: int) -
         if kind is nn.LayerNorm:
             bias = torch.linspace(3, 5, d_model)
             norm.bias.copy_(bias)  # type: ignore[operator] # an nn.Module's attribute
-    found = FrozenNorm.of(norm, d_model)
+    found = FrozenNorm.of(norm, d_model, "cpu")
     assert found.is_centring == (kind is nn.LayerNorm)
     assert found.gain.numpy() == pytest.approx(weight.numpy(), abs=1e-5)
     assert found.bias.numpy() == pytest.approx(bias.numpy(), abs=1e-5)

@@ -72,7 +72,7 @@ class OutputReader:
                 if post_norm:
                     self._norm_modules[index] = block.get_submodule(post_norm)
         for index, norm in self._norm_modules.items():
-            self.norms[index] = FrozenNorm.of(norm, self.d_model)
+            self.norms[index] = FrozenNorm.of(norm, self.d_model, self._model.device)
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -117,7 +117,7 @@ class OutputReader:
         """The norm before the unembedding, which has to be there."""
         norm = self.final_module
         assert norm is not None  # noqa: S101 - narrows the type
-        return FrozenNorm.of(norm, self.d_model)
+        return FrozenNorm.of(norm, self.d_model, self._model.device)
 
     @property
     def residual_multiplier(self) -> float:
@@ -216,9 +216,9 @@ def prove_outputs(model: PreTrainedModel, name: str) -> None:
     exact = model.dtype == torch.float32
     tolerance = _PROOF_TOLERANCE if exact else _ROUNDINGS * torch.finfo(model.dtype).eps
     generator = torch.Generator().manual_seed(0)
-    length = min(_PROOF_LENGTH, getattr(model.config, "max_position_embeddings", _PROOF_LENGTH))
-    tokens = torch.randint(model.config.vocab_size, (1, length), generator=generator)
-    tokens = tokens.to(model.device)
+    context = getattr(model.config, "max_position_embeddings", None) or _PROOF_LENGTH
+    shape = (1, min(_PROOF_LENGTH, context))
+    tokens = torch.randint(model.config.vocab_size, shape, generator=generator).to(model.device)
     with torch.inference_mode():
         reason = _sums_differ(reader, model, tokens, tolerance)
     if not reason and not reader.no_attribution:
