@@ -116,10 +116,9 @@ class OutputSums:
         output = reader.matrices(layer)
         gram = torch.stack([one @ one.mT for one in (head.double() for head in output)])
         z = written.z
-        heads = range(reader.n_heads)
         seen = _Layer(
-            totals={name: torch.zeros(len(heads), dtype=torch.float64) for name in self._names},
-            counts={name: torch.zeros(len(heads), dtype=torch.float64) for name in self._names},
+            totals=dict.fromkeys(self._names, torch.zeros(reader.n_heads, dtype=torch.float64)),
+            counts=dict.fromkeys(self._names, torch.zeros(reader.n_heads, dtype=torch.float64)),
             unscaled={name: [] for name in self._names if _is_of_logits(name)},
             damaged=~z.isfinite().transpose(0, 2).flatten(1).all(dim=1).cpu(),
             is_added_damaged=not bool(written.added.isfinite().all()),
@@ -129,26 +128,26 @@ class OutputSums:
         step = max(1, _MAX_BYTES // (4 * widest * n_sequences))
         for start in range(0, length, step):
             here = slice(start, start + step)
-            self._add(
-                seen,
-                HeadOutputs(
-                    z=z[:, here].float(),
-                    output=output,
-                    gram=gram,
-                    added=written.added[:, here].float(),
-                    norm=reader.norms.get(layer),
-                    scale=None if written.scale is None else written.scale[:, here],
-                    **self._targets(start, step),
-                ),
+            outputs = HeadOutputs(
+                z=z[:, here].float(),
+                output=output,
+                gram=gram,
+                added=written.added[:, here].float(),
+                norm=reader.norms.get(layer),
+                scale=None if written.scale is None else written.scale[:, here],
+                **self._targets(start, step),
             )
+            self._add(seen, outputs)
         self._layers[layer] = seen
 
     def _targets(self, start: int, step: int) -> dict[str, Tensor]:
         if self._reader.no_attribution:
             return {}
-        following = self._tokens[:, 1:][:, start : start + step]
+        tokens = self._tokens[:, 1:][:, start : start + step]
+        different, following = tokens.unique(return_inverse=True)
         return {
-            "targets": self._reader.targets(following),
+            "targets": self._reader.targets(different),
+            "following": following,
             "mean_target": self._reader.mean_target,
         }
 
@@ -158,8 +157,9 @@ class OutputSums:
             if name in seen.unscaled:
                 seen.unscaled[name].append(values)
                 continue
-            seen.totals[name] += values.double().nansum(dim=(0, 1)).cpu()
-            seen.counts[name] += (~values.isnan()).sum(dim=(0, 1)).cpu()
+            total, count = values.double().nansum(dim=(0, 1)), (~values.isnan()).sum(dim=(0, 1))
+            seen.totals[name] = seen.totals[name] + total.cpu()
+            seen.counts[name] = seen.counts[name] + count.cpu()
 
     def _see_scale(self, scale: Float[Tensor, "batch token"]) -> None:
         self._scale = scale.double()
@@ -169,8 +169,8 @@ class OutputSums:
             values = torch.cat(parts, dim=1).double()
             assert self._scale is not None  # noqa: S101 - narrows the type
             scaled = values * self._scale[:, : values.shape[1], None]
-            seen.totals[name] += scaled.sum(dim=(0, 1)).cpu()
-            seen.counts[name] += values.shape[0] * values.shape[1]
+            seen.totals[name] = scaled.sum(dim=(0, 1)).cpu()
+            seen.counts[name] = torch.full_like(seen.totals[name], scaled[..., 0].numel())
         for name in self._names:
             self._totals[name][layer] += seen.totals[name]
             self._counts[name][layer] += seen.counts[name]

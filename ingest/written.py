@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
@@ -89,27 +89,24 @@ class HeadOutputs:
     """Through which the attention's output goes before it is added."""
     scale: Float[Tensor, "batch position"] | None = None
     """Of that norm."""
-    targets: Float[Tensor, "batch next d_model"] | None = None
-    """What in the residual stream raises the logit of the token that really follows, but for the
-    final norm's scale; of all these positions except a sequence's last. None where logits are no
-    linear function of what the heads write, even with all scales given."""
+    targets: Float[Tensor, "target d_model"] | None = None
+    """What in the residual stream raises a token's logit, but for the final norm's scale; of every
+    token that follows somewhere, once. None where logits are no linear function of what the heads
+    write, even with all scales given."""
+    following: Int[Tensor, "batch next"] | None = None
+    """Which target really follows, at all these positions except a sequence's last."""
     mean_target: Float[Tensor, " d_model"] | None = None
     """The mean of such directions over the vocabulary."""
 
     def along(
-        self, directions: Float[Tensor, "batch few d_model"] | Float[Tensor, " d_model"]
-    ) -> Float[Tensor, "batch few head"]:
+        self, directions: Float[Tensor, "batch position d_model"] | Float[Tensor, " d_model"]
+    ) -> Float[Tensor, "batch position head"]:
         """How far what each head adds to the residual stream points along a direction.
 
         <o_h, d>, and <scale * gain * C o_h, d> where a norm is between. Directions are those of
-        the first positions, or one for all.
+        each position, or one for all.
         """
-        if self.norm is not None:
-            directions = self.norm.pulled_back(directions)
-        read = directions @ self.output.flatten(0, 1).mT
-        few = directions.shape[1] if directions.ndim > 1 else self.z.shape[1]
-        along = (self.z[:, :few] * read.unflatten(-1, self.z.shape[2:])).sum(dim=-1)
-        return along if self.scale is None else along * self.scale[:, :few, None]
+        return self._meet(self._read(directions))
 
     @cached_property
     def of_next_token(self) -> Float[Tensor, "batch next head"]:
@@ -118,6 +115,22 @@ class HeadOutputs:
         Raises:
             ValueError: If there are no targets.
         """
-        if self.targets is None:
+        if self.targets is None or self.following is None:
             raise ValueError("without targets there is no logit to attribute")
-        return self.along(self.targets)
+        # Tokens that follow several times, as in repeated sequences, are multiplied once.
+        return self._meet(self._read(self.targets)[self.following])
+
+    def _read(
+        self, directions: Float[Tensor, "*direction d_model"]
+    ) -> Float[Tensor, "*direction head d_head"]:
+        if self.norm is not None:
+            directions = self.norm.pulled_back(directions)
+        read = directions @ self.output.flatten(0, 1).mT
+        return read.unflatten(-1, self.z.shape[2:])
+
+    def _meet(
+        self, read: Float[Tensor, "batch few head d_head"] | Float[Tensor, "head d_head"]
+    ) -> Float[Tensor, "batch few head"]:
+        few = read.shape[1] if read.ndim == self.z.ndim else self.z.shape[1]
+        met = (self.z[:, :few] * read).sum(dim=-1)
+        return met if self.scale is None else met * self.scale[:, :few, None]

@@ -27,7 +27,7 @@ from ingest.readers.source import resolve
 from ingest.written import FrozenNorm, HeadOutputs
 
 Array = NDArray[np.float64]
-TOKENS = torch.arange(3, 3 + 3 * 14).reshape(3, 14)
+TOKENS = torch.arange(3 * 14).reshape(3, 14) * 5 % 29 + 3  # some of them several times
 SHORT = torch.arange(60, 69)[None]
 OFFSET_GAIN = ("gemma", "gemma2", "gemma3_text", "nemotron", "qwen3_next", "qwen3_5_text")
 """Where a norm multiplies by 1 + its weight."""
@@ -552,7 +552,8 @@ def test_one_head_on_paper() -> None:
     # z = 2 and W_O = (3, 4): o = (6, 8), of length 10; the layer adds (6, 16).
     z, output = torch.full((1, 1, 1, 1), 2.0), torch.tensor([[[3.0, 4.0]]])
     more = {"added": torch.tensor([[[6.0, 16.0]]])}
-    one = heads(z, output, targets=torch.tensor([[[1.0, 0.5]]]), mean_target=torch.ones(2), **more)
+    more |= {"targets": torch.tensor([[9.0, 9.0], [1.0, 0.5]]), "mean_target": torch.ones(2)}
+    one = heads(z, output, following=torch.tensor([[1]]), **more)
     found = {name: float(metric.compute(one)) for name, metric in OUTPUT_METRICS.items()}
     assert found == pytest.approx(
         {
