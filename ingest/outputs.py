@@ -94,6 +94,11 @@ class OutputSums:
     def undefined(self) -> dict[str, str]:
         """Why metrics (by name), layers or heads (L3, L3H1) have no score or not all of them."""
         told = dict(self._undefined)
+        if self._reader.projections and not any(
+            self._is_counted("targets", layer) for layer in self._reader.projections
+        ):
+            reason = "no sequence has a second token"
+            told = {name: reason for name in OUTPUT_METRICS if _is_of_logits(name)} | told
         for layer, heads in enumerate(self._damaged):
             if self._damaged_layers[layer]:
                 told[f"L{layer}"] = "NaN or infinite values in the attention's update: no shares"
@@ -120,8 +125,9 @@ class OutputSums:
             totals=dict.fromkeys(self._names, torch.zeros(reader.n_heads, dtype=torch.float64)),
             counts=dict.fromkeys(self._names, torch.zeros(reader.n_heads, dtype=torch.float64)),
             unscaled={name: [] for name in self._names if _is_of_logits(name)},
-            damaged=~z.isfinite().transpose(0, 2).flatten(1).all(dim=1).cpu(),
-            is_added_damaged=not bool(written.added.isfinite().all()),
+            # Not finite where one of them is not, and cheaper to know.
+            damaged=~z.sum(dim=(0, 1, 3), dtype=torch.float32).isfinite().cpu(),
+            is_added_damaged=not written.added.sum(dtype=torch.float32).isfinite().item(),
         )
         n_sequences, length = self._tokens.shape
         widest = max(reader.d_model, z.shape[2] * z.shape[3])

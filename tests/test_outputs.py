@@ -459,6 +459,18 @@ def test_an_update_of_zero_has_no_shares() -> None:
     assert sums.undefined == {"L1": "its attention adds nothing: no shares"}
 
 
+def test_sequences_of_one_token_have_no_next_token() -> None:
+    sums = measured(tiny.model("llama"), TOKENS[:, :1])
+    scores = sums.scores()
+    assert all(values.isnan().all() for values in of_logits(scores))
+    assert scores["residual_share"].isfinite().all()
+    assert set(sums.undefined.values()) == {"no sequence has a second token"}
+    assert set(sums.undefined) == {
+        "direct_logit_attribution",
+        "direct_logit_attribution_centered",
+    }
+
+
 def test_positions_where_nothing_is_added_do_not_count() -> None:
     z = torch.zeros(1, 3, 2, 1)
     z[0, 1] = torch.tensor([[1.0], [3.0]])
