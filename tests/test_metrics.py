@@ -219,6 +219,7 @@ def test_metrics_equal_plain_loops_on_random_patterns(
     assert found == pytest.approx(sum(values) / len(values), abs=1e-12)
     assert torch.equal(pattern, before)
     low, high = PATTERN_METRICS[name].range
+    assert low is not None
     assert all(low - 1e-6 <= value <= (high or math.inf) + 1e-6 for value in values)
 
 

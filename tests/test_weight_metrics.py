@@ -118,6 +118,7 @@ def test_weight_metrics_equal_dense_computations(
     for name, values in expected.items():
         np.testing.assert_allclose(compute(name, one), values, rtol=1e-6, atol=1e-5, err_msg=name)
         low, high = WEIGHT_METRICS[name].range
+        assert low is not None
         assert all(low - 1e-9 <= value <= (high or math.inf) for value in values)
     for circuit, matrices, n in (("ov", ov, d_value), ("qk", qk, 5)):
         np.testing.assert_allclose(

@@ -11,6 +11,7 @@ from torch import Tensor
 from ingest.heads import LayerHeads
 from ingest.rows import Rows
 from ingest.signatures import Anchors
+from ingest.written import HeadOutputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,10 @@ ClassFunction = Callable[
 RankFunction = Callable[[Int[Tensor, "head pair"], int], Float[Tensor, "head pair"]]
 WeightFunction = Callable[[LayerHeads, ModelMatrices], Float[Tensor, " head"]]
 VectorFunction = Callable[[LayerHeads, ModelMatrices], Float[Tensor, "head n"]]
+RetrievalFunction = Callable[
+    [Int[Tensor, "head answer"], Bool[Tensor, " answer"]], Float[Tensor, " head"]
+]
+OutputFunction = Callable[[HeadOutputs], Float[Tensor, "batch position head"]]
 CompositionFunction = Callable[[Float[Tensor, "*head n"]], Float[Tensor, "*head"]]
 F = TypeVar("F", bound=Callable[..., Tensor | Sums | Quotient])
 
@@ -66,14 +71,15 @@ class Declared(Generic[F]):
     name: str
     version: int
     unit: str
-    range: tuple[float, float | None]
+    range: tuple[float | None, float | None]
     source: str
     description: str
     compute: F
     needs_period: bool = False
     of_negated: bool = False
     needs: tuple[str, ...] = ()
-    """Parts of `LayerHeads` and fields of `ModelMatrices` without which all heads are undefined."""
+    """Parts of `LayerHeads` and fields of `ModelMatrices` without which all heads are undefined; of
+    output metrics, the fields of `HeadOutputs` that they read."""
     finish: Finish | None = None
     """Of group metrics: what the sums over a group of sequences come to."""
     needs_tokens: bool = False
@@ -87,6 +93,8 @@ RELATION_METRICS: dict[str, Declared[RankFunction]] = {}
 COPYING_METRICS: dict[str, Declared[RankFunction]] = {}
 WEIGHT_METRICS: dict[str, Declared[WeightFunction]] = {}
 VECTOR_METRICS: dict[str, Declared[VectorFunction]] = {}
+OUTPUT_METRICS: dict[str, Declared[OutputFunction]] = {}
+RETRIEVAL_METRICS: dict[str, Declared[RetrievalFunction]] = {}
 COMPOSITION_METRICS: dict[str, Declared[CompositionFunction]] = {}
 _NAMES: set[str] = set()
 
@@ -247,6 +255,53 @@ def vector_metric(
     return _into(
         VECTOR_METRICS,
         _where_possible(needs, (1,)),
+        name=name,
+        version=version,
+        unit=unit,
+        range=range,
+        source=source,
+        needs=needs,
+    )
+
+
+def retrieval_metric(
+    *,
+    name: str,
+    version: int,
+    unit: str,
+    range: tuple[float, float | None],  # noqa: A002 - the word for it
+    source: str,
+) -> Callable[[RetrievalFunction], RetrievalFunction]:
+    """Declare a metric of a needle in a haystack that is asked for and said again.
+
+    Of one sequence, the function is told for each token of the answer which of the needle's tokens
+    each head attends to most of all keys while that answer token is to be said, where it is the
+    same token (else -1), and whether the model finds it the likeliest. The score is the mean over
+    sequences in which the model says at least one; undefined without such a sequence.
+    """
+    return _into(
+        RETRIEVAL_METRICS, name=name, version=version, unit=unit, range=range, source=source
+    )
+
+
+def output_metric(
+    *,
+    name: str,
+    version: int,
+    unit: str,
+    range: tuple[float | None, float | None],  # noqa: A002 - the word for it
+    source: str,
+    needs: tuple[str, ...],
+) -> Callable[[OutputFunction], OutputFunction]:
+    """Declare a metric of what one layer's heads write while the model runs.
+
+    The function gives the metric's value at every position over which it is averaged, NaN where it
+    is undefined there; the score is the plain mean over these positions and all sequences, summed
+    in float64. Values of what needs `targets` are multiplied by the final norm's scale at their
+    position before that.
+    """
+    return _into(
+        OUTPUT_METRICS,
         name=name,
         version=version,
         unit=unit,

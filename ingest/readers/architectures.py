@@ -108,6 +108,16 @@ class Layout:
     """Whether attention scores are not divided by the root of d_head."""
     latent: bool = False
     """Multi-head latent attention: keys and values through a normalised latent."""
+    attention_post_norm: str | None = None
+    """Through which the attention's output goes before it is added to the residual stream."""
+    final_norm: str = "model.norm"
+    """In the model: between the residual stream and the unembedding."""
+    residual_multiplier: str | None = None
+    """What the configuration calls the number by which a layer multiplies what it adds."""
+    logit_multiplier: str | None = None
+    """What it calls the number by which logits are multiplied."""
+    logit_divisor: str | None = None
+    """Or divided."""
 
     def projection(self, part: str) -> str:
         names: dict[str, str] = {
@@ -130,6 +140,7 @@ def _layout(base: Mapping[str, object], **options: object) -> Layout:
 
 _GPT = {
     "layers": "transformer.h",
+    "final_norm": "transformer.ln_f",
     "attention": "attn",
     "output": "out_proj",
     "attention_norm": ("ln_1",),
@@ -141,6 +152,7 @@ _BLOOM = _fused(
     layers="transformer.h",
     attention="self_attention",
     output="dense",
+    final_norm="transformer.ln_f",
 )
 _OPT = {
     "output": "out_proj",
@@ -150,16 +162,20 @@ _OPT = {
 }
 
 _LLAMA = Layout()
-_GEMMA = Layout(mlp_norm=("pre_feedforward_layernorm",))
-_POST_NORM = Layout(attention_norm=(), mlp_norm=())
+_COHERE = Layout(logit_multiplier="logit_scale")
+_GEMMA = Layout(
+    mlp_norm=("pre_feedforward_layernorm",), attention_post_norm="post_attention_layernorm"
+)
+_GRANITE = {"residual_multiplier": "residual_multiplier", "logit_divisor": "logits_scaling"}
+_POST_NORM = Layout(attention_norm=(), mlp_norm=(), attention_post_norm="post_attention_layernorm")
 _GATED = Layout(rows=_gated)
 
 LAYOUTS: dict[str, Layout] = {
     "arcee": _LLAMA,
     "bloom": _layout(_BLOOM),
     "codegen": _layout(_GPT, **_fused("qkv_proj", _codegen)),
-    "cohere": _LLAMA,
-    "cohere2": _LLAMA,
+    "cohere": _COHERE,
+    "cohere2": _COHERE,
     "deepseek_v3": Layout(latent=True),
     "falcon": _layout(
         _BLOOM,
@@ -185,11 +201,16 @@ LAYOUTS: dict[str, Layout] = {
         positions="transformer.wpe",
         unit_scaling=True,
     ),
-    "gpt_neox": _layout(_BLOOM, layers="gpt_neox.layers", attention="attention"),
+    "gpt_neox": _layout(
+        _BLOOM,
+        layers="gpt_neox.layers",
+        attention="attention",
+        final_norm="gpt_neox.final_layer_norm",
+    ),
     "gpt_oss": _LLAMA,
     "gptj": _layout(_GPT),
-    "granite": _LLAMA,
-    "granitemoe": Layout(mlp=("block_sparse_moe",)),
+    "granite": _layout(_GRANITE),
+    "granitemoe": _layout(_GRANITE, mlp=("block_sparse_moe",)),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "mixtral": _LLAMA,
@@ -200,6 +221,7 @@ LAYOUTS: dict[str, Layout] = {
         attention_norm=("norm_1",),
         mlp=("ffn",),
         mlp_norm=("norm_2",),
+        final_norm="transformer.norm_f",
     ),
     "nemotron": _LLAMA,
     "olmo": _LLAMA,
@@ -210,8 +232,9 @@ LAYOUTS: dict[str, Layout] = {
         layers="model.decoder.layers",
         positions="model.decoder.embed_positions",
         first_position=2,
+        final_norm="model.decoder.final_layer_norm",
     ),
-    "phi": Layout(output="dense"),
+    "phi": Layout(output="dense", final_norm="model.final_layernorm"),
     "phi3": _layout(_fused("qkv_proj", _stacked)),
     "qwen2": _LLAMA,
     "qwen2_moe": _LLAMA,
@@ -223,7 +246,7 @@ LAYOUTS: dict[str, Layout] = {
     "smollm3": _LLAMA,
     "stablelm": _LLAMA,
     "starcoder2": _LLAMA,
-    "xglm": _layout(_OPT),
+    "xglm": _layout(_OPT, final_norm="model.layer_norm"),
 }
 
 

@@ -1,12 +1,13 @@
 """A probe's forward passes: sequences in batches, scores summed while layers run."""
 
+import contextlib
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import groupby
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from catalog.errors import ModelError
@@ -14,14 +15,18 @@ from ingest.metrics import (
     CLASS_METRICS,
     PATTERN_GROUP_METRICS,
     PATTERN_METRICS,
+    RETRIEVAL_METRICS,
     Sequences,
     Sums,
     class_mass,
 )
+from ingest.outputs import OutputSums
 from ingest.probes.sequences import Encoded
 from ingest.progress import Progress
 from ingest.readers.attention import block_rows, has_interface, observing
 from ingest.readers.loading import LoadedModel
+from ingest.readers.outputs import OutputReader
+from ingest.retrieval import Search
 from ingest.rows import Rows
 
 _MAX_ACTIVATION_BYTES = 1 << 29
@@ -42,19 +47,27 @@ def defined(encoded: Encoded) -> list[str]:
     ]
 
 
-def measure(loaded: LoadedModel, encoded: Encoded, probe: str, progress: Progress) -> "PatternSums":
-    """Every metric of attention patterns on one probe.
+def measure(
+    loaded: LoadedModel,
+    encoded: Encoded,
+    probe: str,
+    progress: Progress,
+    *,
+    with_outputs: bool = True,
+) -> "PatternSums":
+    """Every metric of attention patterns, and of what heads write, on one probe.
 
     Args:
         loaded: A model whose attention is proved to be seen as it is.
         encoded: The probe in the model's tokens.
         probe: Its name, for messages.
         progress: Told of every sequence.
+        with_outputs: Whether metrics of what heads write are measured, too.
 
     Raises:
         ModelError: If the memory does not even hold one sequence.
     """
-    sums = PatternSums(loaded, encoded)
+    sums = PatternSums(loaded, encoded, with_outputs=with_outputs)
     progress.steps(f"patterns on {probe}", len(encoded.tokens))
     # Of one length together: nothing is padded, so nothing has to be masked.
     order = sorted(range(len(encoded.tokens)), key=lambda one: len(encoded.tokens[one]))
@@ -96,10 +109,12 @@ def _undefined(encoded: Encoded) -> dict[str, str]:
 class PatternSums:
     """One probe's scores in the making."""
 
-    def __init__(self, loaded: LoadedModel, encoded: Encoded) -> None:
+    def __init__(self, loaded: LoadedModel, encoded: Encoded, *, with_outputs: bool) -> None:
         """Nothing is seen yet."""
         self._loaded = loaded
         self._encoded = encoded
+        self._reader = OutputReader(loaded.model) if with_outputs else None
+        self._outputs = OutputSums(self._reader) if self._reader else None
         config = loaded.config
         self._shape = (config.num_hidden_layers, config.num_attention_heads)
         self._totals = _Totals(self._shape)
@@ -118,36 +133,64 @@ class PatternSums:
             Whether there was memory enough; else nothing is added.
         """
         one = _Group(self._loaded, self._encoded, group, size)
+        outputs = OutputSums(self._reader) if self._reader else None
         n_before = self._n_told
-        with torch.inference_mode(), observing(self._loaded.model, one.observe, n_rows=one.n_rows):
+        with (
+            torch.inference_mode(),
+            observing(self._loaded.model, one.observe, n_rows=one.n_rows),
+            outputs.watching() if outputs else contextlib.nullcontext(),
+        ):
             for start in range(0, len(group), size):
-                one.begin(group[start : start + size])
-                if not _fits(self._loaded, one.tokens):
+                tokens = one.begin(group[start : start + size])
+                if outputs:
+                    outputs.begin(tokens)
+                stream = _run(self._loaded, tokens)
+                if stream is None:
                     return False
-                for _ in range(self._n_told, n_before + start + len(one.tokens)):
+                one.end(stream)
+                if outputs:
+                    outputs.end()
+                for _ in range(self._n_told, n_before + start + len(tokens)):
                     progress.advance()
                     self._n_told += 1
         one.finish()
         self._totals.add(one.totals)
         self.damaged |= one.damaged
         self.left_out |= one.left_out
+        if self._outputs and outputs:
+            self._outputs.add(outputs)
         return True
 
     def scores(self) -> dict[str, Float[Tensor, "layer head"]]:
         """Every metric's; NaN where it is undefined."""
         # No defined position, or no heads in the layer: 0 / 0, which is NaN.
-        scores = self._totals.quotients([*self._names(), *PATTERN_GROUP_METRICS])
+        scores = self._totals.quotients(self._names())
         for name, values in scores.items():
             values[self.damaged] = torch.nan
             if name in self.left_out:
                 values[:] = torch.nan
-        return scores
+        return scores | (self._outputs.scores() if self._outputs else {})
+
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Why heads (L3H1), all heads of a layer (L3), or all heads in a metric have no score."""
+        told = dict(self._outputs.undefined) if self._outputs else {}
+        for layer, heads in enumerate(self.damaged):
+            places = [f"L{layer}"] if heads.all() else []
+            places = places or [f"L{layer}H{int(head)}" for head in heads.nonzero()]
+            told |= dict.fromkeys(places, "NaN in its attention")
+        return told | self.left_out | self._unsaid()
 
     def _names(self) -> list[str]:
-        of_classes = [
-            f"{metric}[{one}]" for one in self._encoded.classes for metric in CLASS_METRICS
-        ]
-        return [*defined(self._encoded), *of_classes]
+        encoded = self._encoded
+        names = [*defined(encoded), *PATTERN_GROUP_METRICS]
+        names += [f"{metric}[{one}]" for one in encoded.classes for metric in CLASS_METRICS]
+        return names + (list(RETRIEVAL_METRICS) if encoded.needles else [])
+
+    def _unsaid(self) -> dict[str, str]:
+        if not self._encoded.needles or self._totals.of["retrieval"][1].any():
+            return {}
+        return dict.fromkeys(RETRIEVAL_METRICS, "the model says nothing of any needle")
 
 
 class _Totals:
@@ -182,6 +225,7 @@ class _Group:
         """See what of group metrics the memory allows, `size` sequences at a time."""
         self._encoded = encoded
         self._device = loaded.device
+        self._unembed = loaded.model.get_output_embeddings()
         self._names = defined(encoded)
         self._count, self._is_split = len(group), size < len(group)
         self._kept: dict[tuple[int, int, str], Sums] = {}
@@ -198,19 +242,32 @@ class _Group:
             reason = f"the mean over sequences of {length} tokens would take {kept / 2**30:.1f} GiB"
             self.left_out = dict.fromkeys(PATTERN_GROUP_METRICS, reason)
 
-    def begin(self, batch: Sequence[int]) -> None:
-        """These sequences follow."""
+    def begin(self, batch: Sequence[int]) -> Int[Tensor, "batch token"]:
+        """These sequences follow; returns their tokens."""
         encoded = self._encoded
-        self.tokens = torch.tensor([encoded.tokens[one] for one in batch], device=self._device)
+        tokens = torch.tensor([encoded.tokens[one] for one in batch], device=self._device)
+        needles = [encoded.needles[one] for one in batch] if encoded.needles else []
+        self._search = Search(needles, tokens)
         self._facts = Sequences(
             bos=encoded.bos,
             period=encoded.period,
-            tokens=self.tokens,
+            tokens=tokens,
             classes={
                 name: torch.tensor([members[one] for one in batch], device=self._device)
                 for name, members in encoded.classes.items()
             },
         )
+        return tokens
+
+    def end(self, stream: Float[Tensor, "batch token d_model"]) -> None:
+        """The model has run on them, and reads this into logits."""
+        for found, said in self._search.results(stream, self._unembed):
+            if not said.any():
+                continue
+            for name, metric in RETRIEVAL_METRICS.items():
+                for layer, places in found.items():
+                    values = metric.compute(places, said)
+                    self.totals.count(name, layer, values, torch.ones_like(values))
 
     def observe(self, layer: int, rows: Rows) -> None:
         """Add some rows of a layer."""
@@ -231,6 +288,7 @@ class _Group:
         for name, group_metric in PATTERN_GROUP_METRICS.items():
             if name not in self.left_out and self._count > 1:
                 self._add(layer, rows.first, name, group_metric.compute(rows))
+        self._search.observe(layer, rows)
         self.damaged[layer] |= rows.largest.isnan().any(dim=2).any(dim=0).cpu()
 
     def finish(self) -> None:
@@ -269,15 +327,15 @@ def _batch_size(loaded: LoadedModel, length: int) -> int:
     return max(1, size)
 
 
-def _fits(loaded: LoadedModel, tokens: Tensor) -> bool:
-    """Run the model; False where that takes more memory than there is."""
+def _run(loaded: LoadedModel, tokens: Tensor) -> Float[Tensor, "batch token d_model"] | None:
+    """Run the model up to what it reads into logits; None where the memory does not suffice."""
     try:
-        loaded.model.base_model(tokens, use_cache=False)
+        stream: Tensor = loaded.model.base_model(tokens, use_cache=False)[0]
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
             raise
     else:
-        return True
+        return stream
     if loaded.device.type == "cuda":
         torch.cuda.empty_cache()
-    return False
+    return None

@@ -7,13 +7,20 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from catalog.declarations import Measurement, MetricSpec, ProbeSpec, Results
-from ingest.metrics import CLASS_METRICS, PATTERN_GROUP_METRICS, PATTERN_METRICS
+from ingest.metrics import (
+    CLASS_METRICS,
+    OUTPUT_METRICS,
+    PATTERN_GROUP_METRICS,
+    PATTERN_METRICS,
+    RETRIEVAL_METRICS,
+)
 from ingest.probes import files
 from ingest.probes.sequences import SequenceProbe, Vocabulary
 from ingest.probes.shipped import shipped
 from ingest.progress import Progress
 from ingest.readers.attention import attention_modules, prove
 from ingest.readers.loading import LoadedModel
+from ingest.readers.outputs import prove_outputs
 from ingest.streaming import Workroom
 from ingest.suites._passes import PatternSums, defined, measure
 from ingest.suites._plan import Inputs, Measured, OpenModel, as_rows, specs
@@ -45,6 +52,9 @@ class PatternPlan:
         names = {name for one in encoded for name in defined(one)}
         found = specs((m for name, m in PATTERN_METRICS.items() if name in names), SUITE)
         found += specs(PATTERN_GROUP_METRICS.values(), SUITE)
+        found += specs(OUTPUT_METRICS.values(), SUITE)
+        if any(one.needles for one in encoded):
+            found += specs(RETRIEVAL_METRICS.values(), SUITE)
         for token_class in sorted({name for one in encoded for name in one.classes}):
             found += specs(CLASS_METRICS.values(), SUITE, parameter=token_class)
         return found
@@ -58,6 +68,8 @@ class PatternPlan:
         loaded = model.loaded
         progress.stage("proving that attention is read as the model computes it")
         prove(loaded.model, loaded.name)
+        progress.stage("proving that what heads write adds up to what the model computes")
+        prove_outputs(loaded.model, loaded.name)
         measured = {name: measure(loaded, self._encoded[name], name, progress) for name in probes}
         measurements = [
             Measurement(metric=metric, probe=name, values=as_rows(values))
@@ -97,14 +109,8 @@ def _undefined(measured: Mapping[str, PatternSums]) -> dict[str, str]:
     """Why heads, all heads of a layer, or all heads in a metric have no score, and where."""
     where: dict[tuple[str, str], list[str]] = {}
     for probe, sums in measured.items():
-        for layer, heads in enumerate(sums.damaged):
-            damaged = (
-                [f"L{layer}"] if heads.all() else [f"L{layer}H{int(h)}" for h in heads.nonzero()]
-            )
-            for place in damaged:
-                where.setdefault((place, "NaN in its attention"), []).append(probe)
-        for metric, reason in sums.left_out.items():
-            where.setdefault((metric, reason), []).append(probe)
+        for place, reason in sums.undefined.items():
+            where.setdefault((place, reason), []).append(probe)
     told: dict[str, list[str]] = {}
     for (place, reason), probes in where.items():
         told.setdefault(place, []).append(f"{reason} on {', '.join(probes)}")
