@@ -127,7 +127,7 @@ def read(
     wanted = places(",".join(heads)) if heads else []
     with catalog.database.reading() as connection:
         rows = _rows(connection, model, None if prompt is None else readable(prompt))
-        names = list(dict.fromkeys(row.name for row in rows))
+        names = sorted({row.name for row in rows})
         chosen, absent = _chosen(rows, wanted)
         if len(names) == 1 and not absent:
             return _read(catalog, connection, model, chosen)
