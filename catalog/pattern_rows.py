@@ -4,15 +4,18 @@ import hashlib
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Select, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from catalog import bulk, pattern_files, texts
 from catalog.database import Database
 from catalog.declarations import PromptPatterns
+from catalog.errors import StorageError
 from catalog.orm import AttentionPattern, Head, Model, Prompt, PromptToken, Run, table
 from catalog.rows import Keys
 
@@ -32,8 +35,39 @@ class Row:
     model_id: int
     layer: int
     head: int
+    prompt: str
+    run_id: int
+    max_error: float
     n_bytes: int
+    sha256: str
     file: str | None
+    file_offset: int | None
+
+    @property
+    def name(self) -> str:
+        return f"L{self.layer}H{self.head}"
+
+
+_ROWS = (
+    select(
+        AttentionPattern.head_id,
+        AttentionPattern.prompt_id,
+        Head.model_id,
+        Head.layer,
+        Head.head,
+        Prompt.name,
+        AttentionPattern.run_id,
+        AttentionPattern.max_error,
+        AttentionPattern.n_bytes,
+        AttentionPattern.sha256,
+        AttentionPattern.file,
+        AttentionPattern.file_offset,
+    )
+    .join(Head, Head.id == AttentionPattern.head_id)
+    .join(Model, Model.id == Head.model_id)
+    .join(Prompt, Prompt.id == AttentionPattern.prompt_id)
+    .order_by(AttentionPattern.prompt_id, Head.layer, Head.head)
+)
 
 
 def content_hash(prompt: PromptPatterns) -> str:
@@ -132,25 +166,21 @@ def store(
 
 def rows(session: Session, model: str, prompt: str | None = None) -> list[Row]:
     """Where a model's patterns are, on all prompts or on one, by prompt, layer and head."""
-    found = (
-        select(
-            AttentionPattern.head_id,
-            AttentionPattern.prompt_id,
-            Head.model_id,
-            Head.layer,
-            Head.head,
-            AttentionPattern.n_bytes,
-            AttentionPattern.file,
-        )
-        .join(Head, Head.id == AttentionPattern.head_id)
-        .join(Model, Model.id == Head.model_id)
-        .join(Prompt, Prompt.id == AttentionPattern.prompt_id)
-        .where(Model.name == model)
-        .order_by(AttentionPattern.prompt_id, Head.layer, Head.head)
-    )
-    if prompt is not None:
-        found = found.where(Prompt.name == prompt)
-    return [Row(*row) for row in session.execute(found)]
+    found = _ROWS.where(Model.name == model)
+    return _found(session, found if prompt is None else found.where(Prompt.name == prompt))
+
+
+def in_file(database: Database, row: Row) -> bytes:
+    """A pattern's bytes, of a row that names a file.
+
+    Raises:
+        StorageError: If the file is missing or altered.
+    """
+    assert row.file is not None  # noqa: S101 - narrows the type
+    assert row.file_offset is not None  # noqa: S101 - narrows the type
+    # Only the name: a catalog that somebody else made must not lead out of its folder.
+    path = pattern_files.folder_of(database) / Path(row.file).name
+    return pattern_files.read(path, row.file_offset, row.n_bytes, row.sha256)
 
 
 def remove(session: Session, database: Database, going: Collection[Row]) -> None:
@@ -199,29 +229,15 @@ def sweep(session: Session, database: Database) -> None:
 
 
 def _rewrite(session: Session, database: Database, file: str) -> None:
-    staying = session.execute(
-        select(
-            AttentionPattern.head_id,
-            AttentionPattern.prompt_id,
-            AttentionPattern.file_offset,
-            AttentionPattern.n_bytes,
-            AttentionPattern.sha256,
-            Head.layer,
-            Head.head,
-        )
-        .join(Head, Head.id == AttentionPattern.head_id)
-        .where(AttentionPattern.file == file)
-    ).all()
+    staying = _found(session, _ROWS.where(AttentionPattern.file == file))
+    try:
+        contents = {row.name: in_file(database, row) for row in staying}
+    except StorageError:
+        # What cannot be read cannot be moved: whoever asks for it is told which file is broken.
+        return
     if not staying:
         return
-    folder = pattern_files.folder_of(database)
-    contents = {
-        f"L{row.layer}H{row.head}": pattern_files.read(
-            folder / file, row.file_offset, row.n_bytes, row.sha256
-        )
-        for row in staying
-    }
-    name, offsets = pattern_files.write(folder, contents)
+    name, offsets = pattern_files.write(pattern_files.folder_of(database), contents)
     for row in staying:
         session.execute(
             update(AttentionPattern)
@@ -229,8 +245,12 @@ def _rewrite(session: Session, database: Database, file: str) -> None:
                 AttentionPattern.head_id == row.head_id,
                 AttentionPattern.prompt_id == row.prompt_id,
             )
-            .values(file=name, file_offset=offsets[f"L{row.layer}H{row.head}"])
+            .values(file=name, file_offset=offsets[row.name])
         )
+
+
+def _found(session: Session, query: Select[*tuple[Any, ...]]) -> list[Row]:
+    return [Row(*row) for row in session.execute(query)]
 
 
 def _prompt_id(session: Session, one: PromptPatterns) -> int:

@@ -9,17 +9,19 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from catalog import pattern_files, pattern_rows, queries
 from catalog.catalog import Catalog
+from catalog.database import Database
 from catalog.errors import StorageError, UsageError
-from catalog.orm import AttentionPattern, Head, Model, Prompt, PromptToken
+from catalog.orm import AttentionPattern, PromptToken
+from catalog.pattern_rows import Row
 from catalog.sql import Result
 from catalog.texts import readable
 
@@ -125,12 +127,12 @@ def read(
         StorageError: If a side file is missing or altered.
     """
     wanted = places(",".join(heads)) if heads else []
-    with catalog.database.reading() as connection:
-        rows = _rows(connection, model, None if prompt is None else readable(prompt))
-        names = sorted({row.name for row in rows})
+    with catalog.database.read_session() as session:
+        rows = pattern_rows.rows(session, model, None if prompt is None else readable(prompt))
+        names = sorted({row.prompt for row in rows})
         chosen, absent = _chosen(rows, wanted)
         if len(names) == 1 and not absent:
-            return _read(catalog, connection, model, chosen)
+            return _read(catalog.database, session, model, chosen)
     queries.require_model(catalog, model)
     if len(names) > 1:
         listed = ", ".join(map(_quoted, names))
@@ -225,42 +227,12 @@ def size(catalog: Catalog) -> Result:
     return Result(pa.table({"part": list(parts), "bytes": list(parts.values())}))
 
 
-def _rows(connection: Connection, model: str, prompt: str | None) -> Sequence[Row]:
-    found = (
-        select(
-            Head.layer,
-            Head.head,
-            Prompt.name,
-            *(
-                getattr(AttentionPattern, column)
-                for column in (
-                    "head_id",
-                    "prompt_id",
-                    "run_id",
-                    "max_error",
-                    "n_bytes",
-                    "sha256",
-                    "file",
-                    "file_offset",
-                )
-            ),
-        )
-        .join(Head, Head.id == AttentionPattern.head_id)
-        .join(Model, Model.id == Head.model_id)
-        .join(Prompt, Prompt.id == AttentionPattern.prompt_id)
-        .where(Model.name == model)
-        .order_by(Head.layer, Head.head)
-    )
-    if prompt is not None:
-        found = found.where(Prompt.name == prompt)
-    return connection.execute(found).all()
-
-
 def _chosen(rows: Sequence[Row], wanted: Sequence[Place]) -> tuple[list[Row], list[Place]]:
     """The rows of heads in the order wanted, each once, and the heads that have none."""
     if not wanted:
         return list(rows), []
-    found, absent = {}, []
+    found: dict[tuple[int, int], Row] = {}
+    absent = []
     for place in wanted:
         of_place = [row for row in rows if _is_among(row.layer, row.head, [place])]
         found |= {(row.layer, row.head): row for row in of_place}
@@ -270,22 +242,22 @@ def _chosen(rows: Sequence[Row], wanted: Sequence[Place]) -> tuple[list[Row], li
 
 
 def _read(
-    catalog: Catalog, connection: Connection, model: str, rows: Sequence[Row]
+    database: Database, session: Session, model: str, rows: Sequence[Row]
 ) -> list[StoredPattern]:
     prompt_id = rows[0].prompt_id
-    tokens = connection.execute(
+    tokens = session.execute(
         select(PromptToken.token_id, PromptToken.text)
         .where(PromptToken.prompt_id == prompt_id)
         .order_by(PromptToken.position)
     ).all()
-    contents = _contents(catalog, connection, prompt_id, rows)
+    contents = _contents(database, session, prompt_id, rows)
     starts = pa.array([q * (q + 1) // 2 for q in range(len(tokens) + 1)], pa.int32())
     return [
         StoredPattern(
             model=model,
             layer=row.layer,
             head=row.head,
-            prompt=row.name,
+            prompt=row.prompt,
             token_ids=tuple(token.token_id for token in tokens),
             tokens=tuple(token.text for token in tokens),
             rows=pa.ListArray.from_arrays(starts, _numbers(contents[row.head_id])),
@@ -297,29 +269,22 @@ def _read(
 
 
 def _contents(
-    catalog: Catalog, connection: Connection, prompt_id: int, rows: Sequence[Row]
+    database: Database, session: Session, prompt_id: int, rows: Sequence[Row]
 ) -> dict[int, bytes]:
-    if catalog.database.is_duckdb:
-        folder = pattern_files.folder_of(catalog.database)
-        return {
-            # Only the name: a catalog that somebody else made must not lead out of its folder.
-            row.head_id: pattern_files.read(
-                folder / Path(row.file).name, row.file_offset, row.n_bytes, row.sha256
-            )
-            for row in rows
-        }
-    found = connection.execute(
+    found = session.execute(
         select(AttentionPattern.head_id, AttentionPattern.content).where(
             AttentionPattern.prompt_id == prompt_id,
-            AttentionPattern.head_id.in_([row.head_id for row in rows]),
+            AttentionPattern.head_id.in_([row.head_id for row in rows if row.file is None]),
         )
     )
-    contents = {head_id: bytes(content) for head_id, content in found}
+    contents = {head_id: content or b"" for head_id, content in found}
     for row in rows:
-        if pattern_files.checksum(contents[row.head_id]) != row.sha256:
+        if row.file is not None:
+            contents[row.head_id] = pattern_rows.in_file(database, row)
+        elif pattern_files.checksum(contents[row.head_id]) != row.sha256:
             raise StorageError(
-                f"the pattern of L{row.layer}H{row.head} on {_quoted(row.name)} is not as the "
-                "catalog wrote it; store it again with `heads patterns --force`"
+                f"the pattern of {row.name} on {_quoted(row.prompt)} is not as the catalog wrote "
+                "it; store it again with `heads patterns --force`"
             )
     return contents
 

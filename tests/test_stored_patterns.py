@@ -186,9 +186,11 @@ def test_a_run_that_breaks_off_leaves_nothing(
     run_id = begin(empty_catalog)
     good = prompt({(0, 0): softmaxed(1), (1, 1): softmaxed(2)})
     bad = PromptPatterns(
-        prompt="q", token_ids=range(5), tokens=list("abcde"), patterns={(0, 1): good.patterns[0, 0]}
+        prompt="q",
+        token_ids=range(5),
+        tokens=list("abcde"),
+        patterns={(0, 1): good.patterns[0, 0], **broken},
     )
-    bad = PromptPatterns(**(vars(bad) | {"patterns": bad.patterns | broken}))
     with pytest.raises(ValueError, match=reason):
         publishing.publish(
             empty_catalog.database, run_id, Results(patterns=[good, bad]), metrics=()
@@ -236,7 +238,7 @@ def test_leftovers_of_a_killed_run_go_with_the_next_write(duckdb_url: str) -> No
 
 def test_a_missing_or_altered_file_is_named(duckdb_url: str) -> None:
     one = catalog.connect(duckdb_url, create=True)
-    store(one, prompt({(0, 0): softmaxed(0)}))
+    store(one, prompt({(0, 0): softmaxed(0), (0, 1): softmaxed(1)}))
     [path] = files(one)
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -248,10 +250,13 @@ def test_a_missing_or_altered_file_is_named(duckdb_url: str) -> None:
     path.unlink()
     with pytest.raises(StorageError, match=f"{path} is missing"):
         patterns.read(one, "m")
-    # What is gone can be deleted, and stored again.
-    assert patterns.delete(one, "m").patterns == 1
+    # What is gone can be stored again, head by head, and deleted.
     store(one, prompt({(0, 0): softmaxed(0)}))
-    assert len(patterns.read(one, "m")) == 1
+    assert len(patterns.read(one, "m", ["L0H0"])) == 1
+    with pytest.raises(StorageError, match=f"{path} is missing"):
+        patterns.read(one, "m")
+    assert patterns.delete(one, "m").patterns == 2
+    assert files(one) == []
 
 
 def test_a_file_of_another_folder_is_out_of_reach(duckdb_url: str, tmp_path: Path) -> None:

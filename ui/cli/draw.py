@@ -57,8 +57,8 @@ def chart(
         if taxonomy is not None or bins is not None or bin_width is not None:
             raise UsageError("--taxonomy, --bins and --bin-width are for map and bars")
         charts = require("ui.charts", "ui")
-        frame = _patterns(open_catalog(context, db), model, heads or [], prompt)
-        charts.save(charts.pattern_grid(frame.pandas()), output)
+        cells = _patterns(open_catalog(context, db), model, heads or [], prompt)
+        charts.save(charts.pattern_grid(cells.pandas()), output)
         messages.print(f"{output}")
         return
     if heads or prompt is not None:
