@@ -137,6 +137,20 @@ SALIENT = pa.schema(
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptPatterns:
+    """The whole patterns of some heads on one prompt."""
+
+    prompt: str
+    """What people call it: the text itself, or its name."""
+    token_ids: Sequence[int]
+    tokens: Sequence[str]
+    """What the tokens look like, as many as ids."""
+    patterns: Mapping[tuple[int, int], pa.Array]
+    """By layer and head: of each query, in order, the attention to itself and the keys before it
+    (n (n + 1) / 2 numbers for n tokens), rounded to the nearest float16."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Results:
     """All that a run has measured; tables have the schemas above."""
 
@@ -144,6 +158,7 @@ class Results:
     vectors: Sequence[VectorMeasurement] = ()
     compositions: pa.Table | None = None
     salient: pa.Table | None = None
+    patterns: Sequence[PromptPatterns] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

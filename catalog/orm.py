@@ -18,6 +18,7 @@ from sqlalchemy import (
     Double,
     ForeignKey,
     Index,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -315,6 +316,73 @@ class SalientOperation(Base):
     __mapper_args__ = {  # noqa: RUF012
         "primary_key": [head_id, token_rank, direction, output_rank]
     }
+
+
+class Prompt(Base):
+    """A text or token sequence on which patterns are stored, as one tokenizer splits it."""
+
+    __tablename__ = "prompt"
+    __table_args__ = (Index("uq_prompt_content_hash", "content_hash", unique=True),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    """The text itself, or what its file calls it."""
+    content_hash: Mapped[str]
+    """Of the name, the token ids and their texts."""
+    n_tokens: Mapped[int]
+
+
+class PromptToken(Base):
+    __tablename__ = "prompt_token"
+    __table_args__ = (
+        Index(
+            "uq_prompt_token_prompt_id_position",
+            "prompt_id",
+            "position",
+            unique=True,
+            info=POSTGRESQL_ONLY,
+        ).ddl_if(dialect="postgresql"),
+    )
+
+    prompt_id: Mapped[int] = mapped_column()
+    position: Mapped[int] = mapped_column()
+    token_id: Mapped[int] = mapped_column()
+    text: Mapped[str]
+
+    __mapper_args__ = {"primary_key": [prompt_id, position]}  # noqa: RUF012
+
+
+class AttentionPattern(Base):
+    """A head's whole pattern on a prompt: its numbers lie in a file or, on a server, in the row."""
+
+    __tablename__ = "attention_pattern"
+    __table_args__ = (
+        Index(
+            "uq_attention_pattern_head_id_prompt_id",
+            "head_id",
+            "prompt_id",
+            unique=True,
+            info=POSTGRESQL_ONLY,
+        ).ddl_if(dialect="postgresql"),
+    )
+
+    head_id: Mapped[int] = mapped_column()
+    prompt_id: Mapped[int] = mapped_column()
+    run_id: Mapped[int] = mapped_column()
+    dtype: Mapped[str] = mapped_column()
+    """Of the stored numbers: `float16`."""
+    max_error: Mapped[float]
+    """No stored number lies further from what was measured."""
+    n_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    """Of the stored bytes of this one pattern."""
+    file: Mapped[str | None]
+    """Name of the side file in the catalog's folder of patterns; NULL on a server."""
+    file_offset: Mapped[int | None] = mapped_column(BigInteger)
+    content: Mapped[bytes | None] = mapped_column(LargeBinary)
+    """The bytes themselves; NULL where there is a file."""
+
+    __mapper_args__ = {"primary_key": [head_id, prompt_id]}  # noqa: RUF012
 
 
 class Taxonomy(Base):

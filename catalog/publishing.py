@@ -5,6 +5,7 @@ Nothing that a reader sees changes before `publish` commits. The replaced run's 
 one run or the other, never a mixture.
 """
 
+import contextlib
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -14,9 +15,10 @@ from typing import Any
 import psutil
 import pyarrow as pa
 from sqlalchemy import Select, and_, delete, insert, select, text, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from catalog import bulk, texts
+from catalog import bulk, pattern_rows, texts
 from catalog.database import Database
 from catalog.declarations import (
     MetricSpec,
@@ -27,7 +29,7 @@ from catalog.declarations import (
     RunSpec,
     TaxonomySpec,
 )
-from catalog.errors import ModelError, UsageError
+from catalog.errors import HeadsError, ModelError, UsageError
 from catalog.orm import (
     Base,
     Composition,
@@ -118,6 +120,7 @@ def publish(
 
     They take the place of those of the run before, of the same model name, suite and probe. Of
     that run the scores stay in the history; its vectors, compositions and salient operations go.
+    Stored patterns take the place of those of the same head and prompt only.
 
     Args:
         database: Where the run was begun.
@@ -141,13 +144,17 @@ def publish(
         if run.status != "running":
             raise ValueError(f"run {run_id} cannot be published: it has {run.status} already")
         _update_metrics(session, metrics)
-        rows = _rows(results, _keys(session, run, model, metrics))
+        keys = _keys(session, run, model, metrics)
+        rows = _rows(results, keys)
         _withdraw_replaced(session, run, model)
         session.flush()
         connection = session.connection()
         for entity, found in rows.items():
             texts_in = [name for name in ("token", "output") if name in found.column_names]
             bulk.insert(connection, table(entity), texts.with_ids(connection, found, texts_in))
+        has_removed = bool(results.patterns) and pattern_rows.store(
+            session, database, keys, results.patterns
+        )
         _make_current(session, model)
         finished = datetime.now(UTC)
         run.status, run.finished_at = "succeeded", finished
@@ -158,6 +165,10 @@ def publish(
         for taxonomy in taxonomies:
             declare(session, taxonomy)
             apply_rules(session, model.name, _in_force(session, model.name, taxonomy))
+    if has_removed:
+        # What is published stays so: the next write reclaims what this one could not.
+        with contextlib.suppress(HeadsError, DBAPIError):
+            pattern_rows.reclaim(database)
 
 
 def fail(database: Database, run_id: int, reason: str) -> None:
@@ -166,6 +177,8 @@ def fail(database: Database, run_id: int, reason: str) -> None:
         run = session.get_one(Run, run_id)
         if run.status == "running":
             _close(run, reason)
+        if run.suite == pattern_rows.SUITE:
+            pattern_rows.sweep(session, database)
 
 
 def classify(database: Database, model: str, taxonomies: Sequence[TaxonomySpec]) -> dict[str, int]:

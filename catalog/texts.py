@@ -24,7 +24,12 @@ def stored(text: str) -> str:
     than `MAX_LENGTH` characters the first are kept. Two tokens that look the same for that differ
     in their ids.
     """
-    return text.replace(_NUL, _PICTURE_OF_NUL)[:MAX_LENGTH]
+    return readable(text)[:MAX_LENGTH]
+
+
+def readable(text: str) -> str:
+    """A text as both databases can have it: the picture of NUL in the place of NUL."""
+    return text.replace(_NUL, _PICTURE_OF_NUL)
 
 
 def with_ids(connection: Connection, rows: pa.Table, columns: Sequence[str]) -> pa.Table:

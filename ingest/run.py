@@ -6,15 +6,11 @@ A request is plain data, so that a queue can carry it; `ingest` is all that a ta
 import contextlib
 import hashlib
 import json
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from sqlalchemy.exc import DBAPIError
 from transformers import PreTrainedConfig
 
@@ -25,18 +21,14 @@ from ingest.classify import TAXONOMIES
 from ingest.probes import classes
 from ingest.probes.sequences import Vocabulary
 from ingest.progress import Progress, Silence
+from ingest.provenance import device_name, forget_peak_memory, peak_memory, versions
 from ingest.readers import loading
 from ingest.readers.source import resolve
 from ingest.streaming import Workroom
 from ingest.suites import SUITES, Inputs, OpenModel, Plan
 
-# Of Linux: what the process uses, and how to begin a new peak (man 5 proc).
-_STATUS = Path("/proc/self/status")
-_CLEAR_REFS = Path("/proc/self/clear_refs")
-_RESET_PEAK = "5"
 _SHOWN = 8
 """Undefined heads that are told one by one."""
-_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +210,7 @@ def _run(
     room = Workroom(hashlib.sha256("".join(sorted(keys.values())).encode()).hexdigest())
     if force:
         room.clear()
-    _forget_peak_memory(model.device)
+    forget_peak_memory(model.device)
     plan.open(model)
     run_id = publishing.begin(
         catalog.database,
@@ -228,8 +220,8 @@ def _run(
             metrics=metrics,
             keyed_probes={key: plan.probes[name] for name, key in keys.items()},
             params=plan.params(names) | {"probes": _provenance(plan, names)},
-            versions=_versions() | {"metrics": {m.family: m.version for m in metrics}},
-            device=_device_name(model.device),
+            versions=versions() | {"metrics": {m.family: m.version for m in metrics}},
+            device=device_name(model.device),
             dtype=model.dtype,
         ),
     )
@@ -247,7 +239,7 @@ def _run(
             metrics=metrics,
             taxonomies=list(TAXONOMIES.values()),
             notes=notes,
-            peak_memory=_peak_memory(model.device),
+            peak_memory=peak_memory(model.device),
         )
     except BaseException as error:
         reason = f"{type(error).__name__}: {error or 'interrupted'}"
@@ -282,57 +274,3 @@ def _told(notes: Mapping[str, Any]) -> Sequence[str]:
     if len(undefined) > _SHOWN:
         told.append(f"and {len(undefined) - _SHOWN} more, all in the run's notes")
     return told
-
-
-def _versions() -> dict[str, Any]:
-    return {
-        "head-catalog": version("head-catalog"),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        **{package: version(package) for package in _PACKAGES},
-    }
-
-
-def _commit() -> str | None:
-    """The checkout's commit, with `-dirty` where it has changes; None for an installed release."""
-    checkout = Path(__file__).parents[1]
-    if not (checkout / ".git").exists():
-        return None
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],  # noqa: S607
-            cwd=checkout,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
-
-
-def _device_name(device: str) -> str:
-    return f"{device} ({torch.cuda.get_device_name(device)})" if _is_cuda(device) else device
-
-
-def _is_cuda(device: str) -> bool:
-    return device.startswith("cuda")
-
-
-def _forget_peak_memory(device: str) -> None:
-    """Let a run's peak be its own, not that of what the process did before."""
-    if _is_cuda(device):
-        torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with contextlib.suppress(OSError):
-            _CLEAR_REFS.write_text(_RESET_PEAK)
-
-
-def _peak_memory(device: str) -> int | None:
-    """Bytes, of the device where it has its own memory, else of the process."""
-    if _is_cuda(device):
-        return torch.cuda.max_memory_allocated(device)
-    if not _STATUS.exists():
-        return None
-    peak = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(peak.split()[1]) * 1024

@@ -101,6 +101,8 @@ CONTRACT = {
     "labels": "model layer head taxonomy label source confidence run_id",
     "runs": "run_id model suite probe status params started_at finished_at seconds peak_memory "
     "device dtype versions error",
+    "stored_patterns": "model layer head prompt n_tokens dtype bytes max_error run_id added_at",
+    "prompt_tokens": "prompt position token_id token prompt_id",
 }
 
 

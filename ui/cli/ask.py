@@ -31,9 +31,9 @@ def sql(
 ) -> None:
     """Ask in SQL, reading only.
 
-    Views: models, heads, metrics, scores, vectors, compositions, salient_operations, labels,
-    taxonomies, runs, probes, relations, and score_runs, which also has the scores of runs that a
-    later run has replaced.
+    Views: models, heads, metrics, scores, vectors, compositions, salient_operations,
+    stored_patterns, prompt_tokens, labels, taxonomies, runs, probes, relations, and score_runs,
+    which also has the scores of runs that a later run has replaced.
 
     Example: heads sql "SELECT layer, head, value FROM scores WHERE metric = 'induction'
     ORDER BY value DESC LIMIT 5" --format csv

@@ -23,7 +23,7 @@ from catalog.database import Database
 from catalog.errors import MissingExtraError, UsageError
 from catalog.settings import load_settings
 
-_TOKENS = {"token", "output"}
+_TOKENS = {"token", "output", "prompt", "query_token", "key_token"}
 """Columns of texts whose spaces and line ends count: a table shows them in quotes."""
 
 messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)

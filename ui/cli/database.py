@@ -1,11 +1,19 @@
-"""The schema: `db upgrade`, `db downgrade`, `db check`."""
+"""The database: `db upgrade`, `db downgrade`, `db check`, `db size`."""
 
 from typing import Annotated
 
 import typer
 
-from catalog import schema
-from ui.cli.common import Db, database_of, messages
+from catalog import patterns, schema
+from ui.cli.common import (
+    Db,
+    FormatOption,
+    OutputOption,
+    database_of,
+    messages,
+    open_catalog,
+    write,
+)
 
 group = typer.Typer(help="Make, upgrade and check the database.", no_args_is_help=True)
 
@@ -47,6 +55,17 @@ def check(context: typer.Context, db: Db = None) -> None:
     """
     database = database_of(context, db)
     messages.print(f"{database.name} is as declared, at schema {schema.check(database)}")
+
+
+@group.command()
+def size(
+    context: typer.Context, form: FormatOption = None, output: OutputOption = None, db: Db = None
+) -> None:
+    """How many bytes the catalog takes up, its stored patterns counted.
+
+    Example: heads db size --format json
+    """
+    write(patterns.size(open_catalog(context, db)), form, output)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -1,12 +1,13 @@
 """Seeing: `chart` and `ui`."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from catalog import Catalog, queries
+from catalog import Catalog, Result, patterns, queries
 from catalog.errors import UsageError
 from ui.cli.common import Db, messages, open_catalog, require
 
@@ -17,6 +18,7 @@ class Kind(StrEnum):
     MAP = "map"
     BARS = "bars"
     TOKENS = "tokens"
+    GRID = "grid"
 
 
 def chart(
@@ -24,7 +26,8 @@ def chart(
     kind: Annotated[
         Kind,
         typer.Argument(
-            help="map: layer x head; bars: # heads per layer bin; tokens: attention to classes."
+            help="map: layer x head; bars: # heads per layer bin; tokens: attention to classes; "
+            "grid: stored attention patterns."
         ),
     ],
     model: Annotated[list[str], typer.Argument(help="As `heads models` names it; one or more.")],
@@ -42,16 +45,36 @@ def chart(
         str | None, typer.Option(help="tokens: which; hash,star,whitespace unless told.")
     ] = None,
     unit: Annotated[str, typer.Option(help="tokens: sum or mean over a layer's heads.")] = "sum",
+    heads: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="grid: such as L5H5,L6H9, for all models or, repeated, for each in turn; "
+            "by default all that are stored."
+        ),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="grid: text or name of the prompt.")] = None,
     db: Db = None,
 ) -> None:
-    """Draw the category map, layer-bin bars or token-class bars of some models into a file.
+    """Draw one or more models into a file: category map, layer-bin or token-class bars, pattern grid.
 
     Example: heads chart map gpt2 -o map.png
 
     Example: heads chart bars gpt2-xl --taxonomy description_verdict --bin-width 12 -o bars.svg
 
     Example: heads chart tokens base tuned --layers 0,16,20,27 --unit mean -o tokens.png
+
+    Example: heads chart grid gpt2 --heads L5H5,L6H9 --prompt "The cat sat. The cat" -o grid.html
     """
+    if kind is Kind.GRID:
+        if taxonomy is not None or bins is not None or bin_width is not None:
+            raise UsageError("--taxonomy, --bins and --bin-width are for map and bars")
+        charts = require("ui.charts", "ui")
+        cells = _patterns(open_catalog(context, db), model, heads or [], prompt)
+        charts.save(charts.pattern_grid(cells.pandas()), output)
+        messages.print(f"{output}")
+        return
+    if heads or prompt is not None:
+        raise UsageError("--heads and --prompt are for grid")
     if bins is not None and bin_width is not None:
         raise UsageError("--bins and --bin-width exclude each other")
     charts = require("ui.charts", "ui")
@@ -103,6 +126,21 @@ def _tokens(
 def _parts(listed: str) -> list[str]:
     """What stands between commas, each once."""
     return list(dict.fromkeys(part.strip() for part in listed.split(",") if part.strip()))
+
+
+def _patterns(
+    catalog: Catalog, models: Sequence[str], heads: Sequence[str], prompt: str | None
+) -> Result:
+    if len(heads) not in {0, 1, len(models)}:
+        raise UsageError(
+            f"--heads is given {len(heads)} times for {len(models)} models; "
+            "give it once for all, or once for each"
+        )
+    each = list(heads) if len(heads) > 1 else list(heads) * len(models)
+    found = []
+    for place, name in enumerate(models):
+        found += patterns.read(catalog, name, each[place : place + 1], prompt=prompt)
+    return patterns.cells(found)
 
 
 def ui(

@@ -9,7 +9,7 @@ from types import FrameType
 import typer
 
 from catalog.errors import HeadsError
-from ui.cli import ask, bring, database, draw, measure
+from ui.cli import ask, bring, database, draw, measure, patterns
 from ui.cli.common import State
 
 INTERNAL_ERROR = 70
@@ -39,7 +39,7 @@ def _root(
     context.obj = State(db=db)
 
 
-for module in (measure, bring, ask, draw, database):
+for module in (measure, patterns, bring, ask, draw, database):
     module.add_to(app)
 
 

@@ -43,7 +43,8 @@ class _Shown:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[_Shown]:
+def shown_progress() -> Iterator[_Shown]:
+    """Progress as bars, for one piece of work."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -129,7 +130,7 @@ def ingest(
     ]
     catalog = open_catalog(context, db, create=True)
     for request in requests:
-        with _progress() as progress:
+        with shown_progress() as progress:
             outcomes = run.ingest(catalog, request, progress)
         for outcome in outcomes:
             runs = ", ".join(map(str, outcome.run_ids))
@@ -164,7 +165,7 @@ def composition_matrix(
     Example: heads composition-matrix model.gguf --kind key --layer 18 -o key18.parquet
     """
     compose = require("ingest.compose", "ingest")
-    with _progress() as progress:
+    with shown_progress() as progress:
         table = compose.composition_matrix(
             model,
             kind=kind,

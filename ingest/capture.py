@@ -1,0 +1,286 @@
+"""Storing the whole attention patterns of chosen heads on chosen prompts."""
+
+import contextlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import torch
+from jaxtyping import Float, Int
+from sqlalchemy.exc import DBAPIError
+from torch import Tensor
+
+from catalog import Catalog, pattern_rows, patterns, publishing
+from catalog.declarations import PromptPatterns, Results, RunSpec
+from catalog.errors import HeadsError, InputError, ModelError, UsageError
+from catalog.texts import readable
+from ingest.probes import sequences
+from ingest.probes.sequences import Vocabulary
+from ingest.progress import Progress, Silence
+from ingest.provenance import device_name, forget_peak_memory, peak_memory, versions
+from ingest.readers import loading
+from ingest.readers.attention import attention_modules, observing, prove
+from ingest.readers.loading import LoadedModel, PreparedModel
+from ingest.readers.source import resolve
+
+Head = tuple[int, int]
+"""Layer and head, from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureRequest:
+    """Which heads' patterns to store, on what."""
+
+    model: str
+    heads: str
+    """Such as `L5H5,L6H9`; `L5` is the whole layer."""
+    prompts: tuple[str, ...] = ()
+    """Texts, tokenized as the tokenizer does by default."""
+    prompt_file: str | None = None
+    """JSONL as `--probe` takes it; a line may have a `name`."""
+    name: str | None = None
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    force: bool = False
+    allow_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            UsageError: If there is no prompt, or what should be heads is none.
+        """
+        patterns.places(self.heads)
+        if not self.prompts and not self.prompt_file:
+            raise UsageError("no prompt is given; expected --prompt TEXT or --prompt-file FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captured:
+    """What became of a request: how many patterns are new, and the runs that have them all."""
+
+    model: str
+    stored: int
+    known: int
+    run_ids: tuple[int, ...]
+
+
+def capture(
+    catalog: Catalog, request: CaptureRequest, progress: Progress | None = None
+) -> Captured:
+    """Run a model once on each prompt, and keep the patterns of the heads asked for.
+
+    What is stored already, of the same model revision, tokens and dtype, is not measured again
+    unless the request has `force`.
+
+    Raises:
+        ModelError: If the model cannot be read, or a head's pattern is undefined (NaN); nothing is
+            stored then.
+        InputError: If a prompt cannot be used.
+        UsageError: If the model has no such head.
+    """
+    progress = progress or Silence()
+    device = loading.choose_device(request.device)
+    dtype = loading.choose_dtype(request.dtype, device)
+    source = resolve(
+        request.model,
+        name=request.name,
+        revision=request.revision,
+        allow_pickle=request.allow_pickle,
+        on_progress=progress.stage,
+    )
+    prepared = loading.prepare(source, on_progress=progress.stage)
+    heads = _heads(prepared, request.heads)
+    prompts = _prompts(prepared, request)
+    database = catalog.database
+    done = [
+        pattern_rows.known(database, source.name, source.revision, dtype, one) for one in prompts
+    ]
+    todo = [
+        (one, [head for head in heads if request.force or head not in known])
+        for one, known in zip(prompts, done, strict=True)
+    ]
+    todo = [(one, left) for one, left in todo if left]
+    count = sum(len(left) for _, left in todo)
+    runs = {known[head] for known in done for head in heads if head in known and not request.force}
+    if todo:
+        loaded = loading.load(prepared, device=device, dtype=dtype, on_progress=progress.stage)
+        progress.stage("proving that attention is read as the model computes it")
+        prove(loaded.model, loaded.name)
+        spec = RunSpec(
+            model=prepared.spec,
+            suite=pattern_rows.SUITE,
+            metrics=(),
+            keyed_probes={},
+            params={
+                "patterns": [
+                    {"prompt": one.prompt, "heads": [_name(head) for head in left]}
+                    for one, left in todo
+                ]
+            },
+            versions=versions(),
+            device=device_name(device),
+            dtype=dtype,
+        )
+        runs.add(_run(catalog, loaded, spec, todo, progress))
+    return Captured(
+        model=source.name,
+        stored=count,
+        known=len(heads) * len(prompts) - count,
+        run_ids=tuple(sorted(runs)),
+    )
+
+
+def attention_patterns(
+    loaded: LoadedModel, tokens: Sequence[int], heads: Collection[Head]
+) -> dict[Head, Float[Tensor, "query key"]]:
+    """The whole patterns of some heads on one sequence, in float32, in the main memory."""
+    found: dict[Head, Tensor] = {}
+
+    def keep(
+        layer: int,
+        seen: Float[Tensor, "batch head query key"],
+        _allowed: Int[Tensor, " query"],
+    ) -> None:
+        found.update({place: seen[0, place[1]].cpu() for place in heads if place[0] == layer})
+
+    with torch.inference_mode(), observing(loaded.model, keep):
+        loaded.model.base_model(torch.tensor([list(tokens)], device=loaded.device), use_cache=False)
+    return {place: found[place] for place in heads}
+
+
+def _run(
+    catalog: Catalog,
+    loaded: LoadedModel,
+    spec: RunSpec,
+    todo: Sequence[tuple[PromptPatterns, Sequence[Head]]],
+    progress: Progress,
+) -> int:
+    device = str(loaded.device)
+    forget_peak_memory(device)
+    run_id = publishing.begin(catalog.database, spec)
+    try:
+        progress.steps("patterns of prompts", len(todo))
+        measured = []
+        for one, heads in todo:
+            measured.append(replace(one, patterns=_measured(loaded, one, heads)))
+            progress.advance()
+        progress.stage("publishing patterns")
+        publishing.publish(
+            catalog.database,
+            run_id,
+            Results(patterns=measured),
+            metrics=(),
+            peak_memory=peak_memory(device),
+        )
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error or 'interrupted'}"
+        # A database that cannot take the reason must not hide it.
+        with contextlib.suppress(HeadsError, DBAPIError):
+            publishing.fail(catalog.database, run_id, reason)
+        raise
+    return run_id
+
+
+def _measured(
+    loaded: LoadedModel, prompt: PromptPatterns, heads: Sequence[Head]
+) -> Mapping[Head, pa.Array]:
+    found = attention_patterns(loaded, prompt.token_ids, heads)
+    for head, pattern in found.items():
+        if not pattern.isfinite().all():
+            raise ModelError(
+                f"the attention of {_name(head)} of {loaded.name} is NaN on {prompt.prompt!r}; "
+                "such a pattern cannot be stored, leave the head out"
+            )
+    query, key = torch.tril_indices(len(prompt.token_ids), len(prompt.token_ids))
+    return {head: pa.array(pattern[query, key].half().numpy()) for head, pattern in found.items()}
+
+
+def _heads(prepared: PreparedModel, text: str) -> list[Head]:
+    spec = prepared.spec
+    with_heads = attention_modules(prepared.skeleton)
+    found: list[Head] = []
+    for layer, head in patterns.places(text):
+        if layer >= spec.n_layers or (head or 0) >= spec.n_heads:
+            named = f"L{layer}" if head is None else _name((layer, head))
+            raise UsageError(
+                f"{spec.name} has {spec.n_layers} layers of {spec.n_heads} heads, counted from 0, "
+                f"and no {named}"
+            )
+        if layer not in with_heads:
+            raise UsageError(
+                f"layer {layer} of {spec.name} has no softmax attention; "
+                f"layers {', '.join(map(str, with_heads))} have"
+            )
+        found += [(layer, one) for one in (range(spec.n_heads) if head is None else [head])]
+    return list(dict.fromkeys(found))
+
+
+def _prompts(prepared: PreparedModel, request: CaptureRequest) -> list[PromptPatterns]:
+    config = prepared.config
+    # What MPT calls its context.
+    context = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
+    vocabulary = Vocabulary(tokenizer=prepared.tokenizer, size=config.vocab_size, context=context)
+    named = [(text, _tokens(text, vocabulary)) for text in request.prompts]
+    if request.prompt_file:
+        named += _from_file(Path(request.prompt_file), vocabulary)
+    found: dict[str, list[int]] = {}
+    for name, tokens in ((readable(name), tokens) for name, tokens in named):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{name!r} cannot be the name of a prompt: it is not Unicode"
+            ) from None
+        if found.setdefault(name, tokens) != tokens:
+            raise InputError(f"two prompts of different tokens have the name {name!r}; rename one")
+    return [
+        PromptPatterns(
+            prompt=name,
+            token_ids=tokens,
+            tokens=[_text(token, vocabulary) for token in tokens],
+            patterns={},
+        )
+        for name, tokens in found.items()
+    ]
+
+
+def _tokens(text: str, vocabulary: Vocabulary) -> list[int]:
+    try:
+        tokens: list[int] = vocabulary.tokenizer(text).input_ids
+    except Exception as error:  # what a tokenizer refuses, and how, differs from one to the next
+        raise InputError(f"prompt {text!r}: the tokenizer cannot take it: {error}") from error
+    if len(tokens) < 2:  # noqa: PLR2004 - one token attends to itself alone
+        raise InputError(f"prompt {text!r} has {len(tokens)} tokens; a pattern needs at least 2")
+    if vocabulary.context is not None and len(tokens) > vocabulary.context:
+        raise InputError(
+            f"prompt {text[:60]!r}... has {len(tokens)} tokens; the model's context is "
+            f"{vocabulary.context}"
+        )
+    return tokens
+
+
+def _from_file(path: Path, vocabulary: Vocabulary) -> list[tuple[str, list[int]]]:
+    """Names and tokens: a text without a name is its own, other lines are `STEM:1` and so on."""
+    tokens = sequences.from_file(path).encode(vocabulary).tokens
+    lines = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
+    named = []
+    for number, (line, encoded) in enumerate(zip(lines[-len(tokens) :], tokens, strict=True), 1):
+        own = line.get("text") if "tokens" not in line else None
+        name = line.get("name", own or f"{path.stem}:{number}")
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"{path}, sequence {number}: the name is {name!r}; expected a text")
+        named.append((name, encoded))
+    return named
+
+
+def _text(token: int, vocabulary: Vocabulary) -> str:
+    """A token's text; of a row of the embedding that the tokenizer does not know, its number."""
+    return vocabulary.text_of(token) if token < len(vocabulary.tokenizer) else f"<{token}>"
+
+
+def _name(head: Head) -> str:
+    return f"L{head[0]}H{head[1]}"
