@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from sqlalchemy.exc import DBAPIError
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from ingest.readers import loading
 from ingest.readers.attention import attention_modules, observing, prove
 from ingest.readers.loading import LoadedModel, PreparedModel
 from ingest.readers.source import resolve
+from ingest.rows import Rows
 
 Head = tuple[int, int]
 """Layer and head, from 0."""
@@ -138,18 +139,17 @@ def attention_patterns(
     loaded: LoadedModel, tokens: Sequence[int], heads: Collection[Head]
 ) -> dict[Head, Float[Tensor, "query key"]]:
     """The whole patterns of some heads on one sequence, in float32, in the main memory."""
-    found: dict[Head, Tensor] = {}
+    found = {place: torch.zeros(len(tokens), len(tokens)) for place in heads}
 
-    def keep(
-        layer: int,
-        seen: Float[Tensor, "batch head query key"],
-        _allowed: Int[Tensor, " query"],
-    ) -> None:
-        found.update({place: seen[0, place[1]].cpu() for place in heads if place[0] == layer})
+    def keep(layer: int, rows: Rows) -> None:
+        for place in heads:
+            if place[0] == layer:
+                shown = found[place][rows.first : rows.stop, rows.first_key : rows.stop]
+                shown.copy_(rows.patterns[0, place[1]])
 
     with torch.inference_mode(), observing(loaded.model, keep):
         loaded.model.base_model(torch.tensor([list(tokens)], device=loaded.device), use_cache=False)
-    return {place: found[place] for place in heads}
+    return found
 
 
 def _run(

@@ -212,8 +212,8 @@ def test_every_score_in_the_catalog_is_as_derived(measured: Measured) -> None:
             derived.add((family, probe, role))
     for metric in [*PATTERN_METRICS, *CLASS_METRICS]:
         in_text = metric in CLASS_METRICS or PATTERN_METRICS[metric].needs_tokens
-        where = metric, "words" if in_text else "bos_repeat"
-        known = {role for family, probe, role in derived if (family, probe) == where}
+        usual = "words" if in_text else "bos_repeat"
+        known = {role for family, probe, role in derived if (family, probe) == (metric, usual)}
         # What is left beside a sink is rounding, and a tie on paper need not be one.
         assert known >= {Role.CURRENT, Role.DUPLICATE, Role.UNIFORM} - (
             {Role.DUPLICATE} if metric == "distance_sink_free" else set()

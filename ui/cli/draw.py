@@ -55,7 +55,7 @@ def chart(
     prompt: Annotated[str | None, typer.Option(help="grid: text or name of the prompt.")] = None,
     db: Db = None,
 ) -> None:
-    """Draw one or more models into a file: category map, layer-bin or token-class bars, pattern grid.
+    """Draw models into a file: category map, layer-bin or token-class bars, or pattern grid.
 
     Example: heads chart map gpt2 -o map.png
 
