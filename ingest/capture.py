@@ -16,7 +16,8 @@ from catalog import Catalog, pattern_rows, patterns, publishing
 from catalog.declarations import PromptPatterns, Results, RunSpec
 from catalog.errors import HeadsError, InputError, ModelError, UsageError
 from catalog.texts import readable
-from ingest.probes import sequences
+from ingest.probes import files
+from ingest.probes.classes import TokenClasses
 from ingest.probes.sequences import Vocabulary
 from ingest.progress import Progress, Silence
 from ingest.provenance import device_name, forget_peak_memory, peak_memory, versions
@@ -249,8 +250,9 @@ def _prompts(prepared: PreparedModel, request: CaptureRequest) -> list[PromptPat
 
 
 def _tokens(text: str, vocabulary: Vocabulary) -> list[int]:
+    tokenizer = vocabulary.require_tokenizer(f"the prompt {text!r}")
     try:
-        tokens: list[int] = vocabulary.tokenizer(text).input_ids
+        tokens: list[int] = tokenizer(text).input_ids
     except Exception as error:  # what a tokenizer refuses, and how, differs from one to the next
         raise InputError(f"prompt {text!r}: the tokenizer cannot take it: {error}") from error
     if len(tokens) < 2:  # noqa: PLR2004 - one token attends to itself alone
@@ -265,8 +267,11 @@ def _tokens(text: str, vocabulary: Vocabulary) -> list[int]:
 
 def _from_file(path: Path, vocabulary: Vocabulary) -> list[tuple[str, list[int]]]:
     """Names and tokens: a text without a name is its own, other lines are `STEM:1` and so on."""
-    tokens = sequences.from_file(path).encode(vocabulary).tokens
-    lines = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
+    tokens = files.from_file(path, TokenClasses()).encode(vocabulary).tokens
+    if path.suffix == ".txt":
+        return [(f"{path.stem}:{number}", one) for number, one in enumerate(tokens, 1)]
+    content = path.read_text("utf-8-sig")
+    lines = [json.loads(line) for line in content.split("\n") if line.strip()]
     named = []
     for number, (line, encoded) in enumerate(zip(lines[-len(tokens) :], tokens, strict=True), 1):
         own = line.get("text") if "tokens" not in line else None
@@ -279,7 +284,8 @@ def _from_file(path: Path, vocabulary: Vocabulary) -> list[tuple[str, list[int]]
 
 def _text(token: int, vocabulary: Vocabulary) -> str:
     """A token's text; of a row of the embedding that the tokenizer does not know, its number."""
-    return vocabulary.text_of(token) if token < len(vocabulary.tokenizer) else f"<{token}>"
+    known = 0 if vocabulary.tokenizer is None else len(vocabulary.tokenizer)
+    return vocabulary.text_of(token) if token < known else f"<{token}>"
 
 
 def _name(head: Head) -> str:

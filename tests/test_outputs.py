@@ -619,5 +619,6 @@ def test_a_real_models_scores(smollm2: Path) -> None:
     model = loading.load(prepared, device="cpu", dtype="float32").model
     prove_outputs(model, "SmolLM2")
     text = "The capital of France is Paris, and the capital of Italy is Rome."
+    assert prepared.tokenizer is not None
     tokens = torch.tensor([prepared.tokenizer(text)["input_ids"]])
     assert_close(measured(model, tokens).scores(), explicit(model, tokens), 1e-4)
