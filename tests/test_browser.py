@@ -73,7 +73,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a page over a small catalog."""
     folder = tmp_path_factory.mktemp("site")
     layouts = {"gpt2-xl": (48, 25), BIG: (80, 64), catalogs.HOSTILE: (2, 3)}
-    catalogs.make(folder, layouts, LABELS)
+    made = catalogs.make(folder, layouts, LABELS)
+    for name in ("base", "tuned"):
+        masses = {c: [[0.125, 0.25]] * 28 for c in ("hash", "star", "whitespace", "newline")}
+        catalogs.add_token_masses(made, name, masses)
     port = free_port()
     process = start(folder, port)
     yield f"http://127.0.0.1:{port}"
@@ -174,6 +177,15 @@ def test_pages_share_the_choice_and_bins_show_percentages(page: Page, site: str)
         expect(drawn.get_by_text(share, exact=True).first).to_be_visible()
     expect(page).to_have_url(re.compile(r"/layer_bins\?model=gpt2-xl&taxonomy=description_verdict"))
     shoot(page, "layer_bins")
+
+
+def test_token_classes_show_two_models_side_by_side(page: Page, site: str) -> None:
+    drawn = visit(page, site, "/token_classes", model=["base", "tuned"], layer=["0", "27"])
+    for text in ("Layer 0", "Layer 27", "hash", "star", "whitespace", "Total attention (sum)"):
+        expect(drawn.get_by_text(text, exact=True).first).to_be_visible()
+    for name in ("base", "tuned"):
+        expect(drawn.get_by_text(name, exact=True)).to_have_count(2)
+    shoot(page, "token_classes")
 
 
 def test_a_link_opens_the_same_view(page: Page, site: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFReader, dequantize
+from gguf import GGUFReader, GGUFWriter, dequantize
 from numpy.typing import NDArray
 
 import catalog
@@ -336,3 +336,21 @@ def test_an_encoder_is_refused_by_name(minilm: Path, duckdb_url: str) -> None:
     with pytest.raises(ModelError, match="'bert', which is not supported"):
         ingest(one, IngestRequest(model=str(minilm)))
     assert len(one.sql("SELECT * FROM runs")) == 0
+
+
+def test_a_gguf_without_a_tokenizer_is_prepared_without_one(smollm2: Path, tmp_path: Path) -> None:
+    whole = GGUFReader(smollm2)
+    writer = GGUFWriter(tmp_path / "bare.gguf", "llama")
+    for field in whole.fields.values():
+        if not field.name.startswith(("GGUF.", "tokenizer.", "general.architecture")):
+            writer.add_key_value(field.name, field.contents(), field.types[0])
+    for tensor in whole.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    prepared = loading.prepare(resolve(str(tmp_path / "bare.gguf")))
+    assert prepared.tokenizer is None
+    assert prepared.config.vocab_size == 49152
+    loading.reader(prepared, device="cpu").verify(first_mlp=True)
