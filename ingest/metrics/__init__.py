@@ -16,6 +16,8 @@ from ingest.metrics import (
     distance_sink_free,
     duplicate_token,
     duplicate_token_strict,
+    dynamic_score,
+    dynamic_suppression,
     effective_rank,
     entropy,
     entropy_normalized,
@@ -40,6 +42,7 @@ from ingest.metrics import (
 from ingest.metrics._declare import (
     COMPOSITION_METRICS,
     COPYING_METRICS,
+    DYNAMIC_METRICS,
     PATTERN_GROUP_METRICS,
     PATTERN_METRICS,
     RELATION_METRICS,
@@ -56,6 +59,7 @@ from ingest.metrics._token_map import gram_matrix
 __all__ = [
     "COMPOSITION_METRICS",
     "COPYING_METRICS",
+    "DYNAMIC_METRICS",
     "PATTERN_GROUP_METRICS",
     "PATTERN_METRICS",
     "RELATION_METRICS",
@@ -75,6 +79,8 @@ __all__ = [
     "distance_sink_free",
     "duplicate_token",
     "duplicate_token_strict",
+    "dynamic_score",
+    "dynamic_suppression",
     "effective_rank",
     "entropy",
     "entropy_normalized",

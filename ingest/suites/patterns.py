@@ -1,8 +1,8 @@
 """Metrics of attention patterns: one forward pass a probe, reduced layer by layer as it runs."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -20,6 +20,7 @@ from ingest.progress import Progress
 from ingest.readers.attention import attention_modules, observing, prove
 from ingest.readers.loading import LoadedModel
 from ingest.streaming import Workroom
+from ingest.suites._memory import if_it_fits
 from ingest.suites._plan import Inputs, Measured, OpenModel, as_rows, specs
 
 SUITE = "patterns"
@@ -27,8 +28,6 @@ _MAX_PATTERN_BYTES = 1 << 26
 """Of one layer's patterns: small enough to stay near the processor's caches."""
 _MAX_KEPT_BYTES = 1 << 30
 """Of what group metrics keep of all layers at once, where a group takes several batches."""
-_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
-"""What torch says on GPUs and on CPUs."""
 
 
 class PatternPlan:
@@ -259,13 +258,6 @@ def _measure(loaded: LoadedModel, encoded: Encoded, probe: str, progress: Progre
 
 def _fits(loaded: LoadedModel, batch: list[list[int]]) -> bool:
     """Run the model; False where that takes more memory than there is."""
-    try:
-        loaded.model.base_model(torch.tensor(batch, device=loaded.device), use_cache=False)
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
-            raise
-    else:
-        return True
-    if loaded.device.type == "cuda":
-        torch.cuda.empty_cache()
-    return False
+    tokens = torch.tensor(batch, device=loaded.device)
+    run = partial(loaded.model.base_model, tokens, use_cache=False)
+    return if_it_fits(run, loaded.device) is not None
