@@ -26,8 +26,8 @@ class Catalog:
 
         Args:
             query: One reading statement over the views `models`, `heads`, `metrics`, `scores`,
-                `vectors`, `compositions`, `salient_operations`, `labels`, `taxonomies`, `runs`,
-                `probes`, `relations` and `score_runs`.
+                `vectors`, `compositions`, `salient_operations`, `relation_correlations`,
+                `labels`, `taxonomies`, `runs`, `probes`, `relations` and `score_runs`.
             parameters: Values for `:name` in the query.
 
         Returns:

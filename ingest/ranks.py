@@ -1,11 +1,11 @@
 """Ranks of a relation's targets among everything that a head writes.
 
 For a source token with embedding e, head h's weights write e W_V W_O into the residual stream,
-and that reads as logits e W_V W_O W_U; in a run, as z W_O W_U of the values z that its attention has
-mixed. Only ranks below a small depth matter, so most of the product with the vocabulary can be left
-out and the result stay exact: slices of the vocabulary are scored in turn, and a case (a head and a
-pair) whose target is beaten `depth` times both ways is a certain miss. One case in a hundred goes
-through the whole vocabulary.
+and that reads as logits e W_V W_O W_U; in a run it reads as z W_O W_U, where z is what attention
+has made of the head's values. Only ranks below a small depth matter, so most of the product with
+the vocabulary can be left out and the result stay exact: slices of the vocabulary are scored in
+turn, and a case (a head and a pair) whose target is beaten `depth` times both ways is a certain
+miss. One case in a hundred goes through the whole vocabulary.
 
 Only what is certain is counted: logits farther from the target's than rounding could move them.
 The few within that margin are settled in float64 at the end. So the ranks are those of float64,

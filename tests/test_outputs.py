@@ -45,7 +45,9 @@ def inputs_of_projections(model: PreTrainedModel) -> Iterator[dict[int, Tensor]]
 
 
 @contextlib.contextmanager
-def forced(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, at: Place) -> Iterator[None]:
+def forced(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, at: Place, source: int
+) -> Iterator[None]:
     """One head's attention at the last position is 1 on the source, wherever softmax puts it."""
     layer, head = at
     own = nn.functional.softmax
@@ -55,9 +57,10 @@ def forced(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, at: Place) -
         weights = own(scores, *args, **kwargs)
         if is_inside:
             n_heads = sizes(model.config).n_heads
-            rows = weights.reshape(len(PROMPTS), n_heads, -1, weights.shape[-1]).clone()
+            rows = weights.unflatten(0, (-1, n_heads)) if weights.ndim == 3 else weights
+            rows = rows.clone()
             rows[:, head, -1] = 0
-            rows[:, head, -1, SOURCE] = 1
+            rows[:, head, -1, source] = 1
             return rows.reshape(weights.shape)
         return weights
 
@@ -103,7 +106,7 @@ def test_outputs_equal_those_of_eager_attention(
             with (
                 torch.inference_mode(),
                 inputs_of_projections(model) as found,
-                forced(model, monkeypatch, (layer, head)),
+                forced(model, monkeypatch, (layer, head), SOURCE),
             ):
                 base(PROMPTS, use_cache=False)
             group = expected.shape[1] // len(source)

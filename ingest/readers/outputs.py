@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
 from catalog.errors import ModelError
 from ingest.readers.architectures import Layout, layout, sizes
@@ -60,11 +59,8 @@ class PromptRunner:
             cache = DynamicCache(config=model.config)
             with torch.inference_mode():
                 model.base_model(before[None], past_key_values=cache, use_cache=True)
-            layers = cast("list[DynamicLayer]", cache.layers)
-            self._prefix = {
-                index: (cast("Tensor", layer.keys), cast("Tensor", layer.values))
-                for index, layer in enumerate(layers)
-            }
+            layers = cast("list[Any]", cache.layers)
+            self._prefix = {n: (layer.keys, layer.values) for n, layer in enumerate(layers)}
 
     def run(self, rest: Int[Tensor, "prompt token"]) -> dict[int, Mixed]:
         """What the heads of every layer that has any hold at the end.

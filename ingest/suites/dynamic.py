@@ -32,7 +32,7 @@ from ingest.suites.relations import relation_sets
 SUITE = "dynamic"
 _MAX_TOKENS = 4_096
 """Of a batch: enough to keep processors busy."""
-_MAX_KEPT_BYTES = 1 << 30
+_MAX_KEPT_BYTES = 1 << 29
 """Of what all heads of all layers hold at once; more prompts are run and ranked in parts."""
 
 
