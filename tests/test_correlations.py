@@ -1,5 +1,8 @@
 """The view of correlations between relation scores of weights and of runs."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,6 +10,7 @@ import published
 import pytest
 from numpy.typing import NDArray
 
+import catalog
 from catalog import Catalog, queries
 from catalog.declarations import Measurement, MetricSpec, ProbeSpec, RelationSpec, Results
 from catalog.errors import UsageError
@@ -30,7 +34,7 @@ def probe(name: str, kind: str) -> ProbeSpec:
 
 
 def publish(
-    catalog: Catalog, model: str, suite: str, on: Sequence[ProbeSpec], scores: dict[str, Array]
+    to: Catalog, model: str, suite: str, on: Sequence[ProbeSpec], scores: dict[str, Array]
 ) -> None:
     """Scores by `family[relation]@probe`, NaN where undefined."""
     metrics: dict[str, MetricSpec] = {}
@@ -43,12 +47,12 @@ def publish(
         measurements.append(Measurement(metric=name, probe=where, values=rows))
     spec = published.model(model, source=model)
     known = list(metrics.values())
-    run = published.begin(catalog, f"{model}/{suite}", of=spec, metrics=known, probes=on)
-    published.publish_results(catalog, run, Results(measurements=measurements), known)
+    run = published.begin(to, f"{model}/{suite}", of=spec, metrics=known, probes=on)
+    published.publish_results(to, run, Results(measurements=measurements), known)
 
 
 def measured(
-    catalog: Catalog, model: str, of: str, relations: Sequence[str], seed: int
+    to: Catalog, model: str, of: str, relations: Sequence[str], seed: int
 ) -> dict[str, Array]:
     """Random scores of one set in both suites, some undefined."""
     random = np.random.default_rng(seed)
@@ -69,9 +73,9 @@ def measured(
         for relation in relations
         for template in TEMPLATES
     }
-    publish(catalog, model, "relations", [probe(of, "relations")], statics)
+    publish(to, model, "relations", [probe(of, "relations")], statics)
     prompted = [probe(f"{of}:{template}", "relation_prompts") for template in TEMPLATES]
-    publish(catalog, model, "dynamic", prompted, dynamics)
+    publish(to, model, "dynamic", prompted, dynamics)
     return statics | dynamics
 
 
@@ -161,3 +165,26 @@ def test_what_is_measured_by_one_suite_only_has_no_correlation(empty_catalog: Ca
             queries.relation_correlations(empty_catalog, model)
     with pytest.raises(UsageError, match="no model 'x'"):
         queries.relation_correlations(empty_catalog, "x")
+
+
+def test_the_command_shows_them_and_names_what_is_missing(
+    duckdb_url: str,
+) -> None:
+    one = catalog.connect(duckdb_url, create=True)
+    measured(one, "m", "shipped", ("copying",), seed=4)
+
+    def heads(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "ui.cli", "--db", duckdb_url, "correlations", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = heads("m", "--format", "json")
+    shown, expected = json.loads(done.stdout), queries.relation_correlations(one, "m").rows()
+    assert len(shown) == len(expected) == 4 * 5
+    for row, other in zip(shown, expected, strict=True):
+        assert row == other | {"pearson": pytest.approx(other["pearson"], abs=1e-12)}
+    unknown = heads("x")
+    assert (unknown.returncode, "no model 'x'" in unknown.stderr) == (UsageError.exit_code, True)

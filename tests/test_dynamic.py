@@ -227,6 +227,19 @@ def test_several_parts_and_batches_change_nothing(
     assert same > 0.98 * len(expected)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_models_in_16_bits_give_nearly_the_same(dtype: str, tmp_path: Path) -> None:
+    folder, words = save(tmp_path / "m", "gemma2", adds_bos=True), relations(tmp_path / "words")
+    found = []
+    for precision in ("float32", dtype):
+        one = catalog.connect(f"duckdb:///{tmp_path / precision}", create=True)
+        ingest(one, request(folder, words, dtype=precision))
+        values = scores(one)
+        found.append(np.array([values[key] for key in sorted(values)], dtype=float))
+    assert np.abs(found[0] - found[1]).mean() < 0.02
+    assert np.corrcoef(*found)[0, 1] > 0.97
+
+
 def vocabulary(**options: bool) -> Vocabulary:
     return Vocabulary(tokenizer=tokenizer(**options), size=tiny.VOCABULARY, context=256)
 
@@ -367,8 +380,8 @@ def test_the_published_relations_hold_in_runs_of_a_real_model(
 ) -> None:
     """Over templates, layers and heads, r is published for GPT-2 xl, two Pythias and Llama 3.1.
 
-    Of these relations it is 0.79 to 0.97 without context and 0.61 to 0.95 with it, and but for
-    Llama's name_copying, always larger without.
+    Of these relations it is 0.79 to 0.97 without context and 0.56 to 0.95 with it, and of each in
+    each model larger without.
     """
     folder = tmp_path / "chosen"
     folder.mkdir()
@@ -391,7 +404,7 @@ def test_the_published_relations_hold_in_runs_of_a_real_model(
     assert {row["points"] for row in rows if row["template"] == "all"} == {4 * 270}
     for name in PUBLISHED:
         assert r[name, "without"] > 0.79
-        assert r[name, "without"] > r[name, "with"] > 0.61
+        assert r[name, "without"] > r[name, "with"] > 0.56
     notes = json.loads(one.sql("SELECT notes FROM runs WHERE suite = 'dynamic'").rows()[0]["notes"])
     assert notes["usable_pairs"] == {f"chosen:{template}": PUBLISHED for template in TEMPLATES}
     assert notes["dropped_prompts"] == {}
