@@ -53,10 +53,9 @@ class DynamicPlan:
         self._skipped: dict[str, dict[str, str]] = {}
         self._set_of: dict[str, str] = {}
         templates = [Template(name, vocabulary) for name in TEMPLATES]
-        is_usable = False
+        lost: list[str] = []
         for one in sets:
             usable, self._skipped[one.name] = relations.usable_of(one, vocabulary.encode)
-            is_usable = is_usable or bool(usable)
             for template in templates:
                 spec = template.spec(one)
                 found = [template.prompted(pairs) for pairs in usable]
@@ -66,15 +65,15 @@ class DynamicPlan:
                     for asked in found
                     if len(asked.targets) < MIN_USABLE
                 }
+                lost += [f"{why} ({name})" for name, why in self._skipped[spec.name].items()]
                 if kept:
                     self.probes[spec.name] = spec
                     self._asked[spec.name] = kept
                     self._set_of[spec.name] = one.name
-        if is_usable and not self.probes:
+        if lost and not self.probes:
             raise ModelError(
                 "dynamic relation scores need prompts in which a relation's source is the one "
-                "token that it is alone, and this tokenizer writes too few of those: "
-                f"{next(iter(self._skipped[f'{sets[0].name}:{templates[0].name}'].items()))}"
+                f"token that it is alone, and this tokenizer writes too few of them: {lost[0]}"
             )
 
     def params(self, _probes: Sequence[str]) -> dict[str, Any]:
