@@ -335,7 +335,7 @@ def test_silent_and_broken_heads_have_no_scores(
 
 
 def test_out_of_memory_halves_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ingest.readers.outputs import PromptRunner
+    from ingest.readers.endings import PromptRunner
 
     folder, words = save(tmp_path / "m", "llama"), relations(tmp_path / "words")
     own, sizes = PromptRunner.run, list[int]()

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from catalog.errors import ModelError
-from ingest.readers import outputs
+from ingest.readers import endings
 from ingest.readers.architectures import layout, sizes
 from ingest.readers.attention import attention_modules
-from ingest.readers.outputs import PromptRunner
+from ingest.readers.endings import PromptRunner
 from ingest.suites._memory import if_it_fits
 
 BEFORE, REST = torch.tensor([7, 9, 11]), torch.randint(3, tiny.VOCABULARY, (4, 3))
