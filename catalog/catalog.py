@@ -27,8 +27,8 @@ class Catalog:
         Args:
             query: One reading statement over the views `models`, `heads`, `metrics`, `scores`,
                 `vectors`, `compositions`, `salient_operations`, `stored_patterns`,
-                `prompt_tokens`, `labels`, `taxonomies`, `runs`, `probes`, `relations` and
-                `score_runs`.
+                `prompt_tokens`, `relation_correlations`, `labels`, `taxonomies`, `runs`, `probes`,
+                `relations` and `score_runs`.
             parameters: Values for `:name` in the query.
 
         Returns:

@@ -540,6 +540,37 @@ def compositions(catalog: Catalog, model: str, layer: int, head: int) -> Result:
     return found
 
 
+def relation_correlations(catalog: Catalog, model: str) -> Result:
+    """How far the relation scores of a model's weights hold in a run, relation by relation.
+
+    Returns:
+        relation, probe (the relation set), template (`all`: over templates x heads), context
+        (`with`, or `without` where attention was forced onto the source), direction (`promoted`
+        or `suppressed`), pearson (-1 to 1; NULL where either score is the same for all heads),
+        points (how many pairs of scores).
+
+    Raises:
+        UsageError: If there is no such model, or its static or dynamic scores are not measured.
+    """
+    require_model(catalog, model)
+    found = catalog.sql(
+        """
+        SELECT relation, probe, template, context, direction, pearson, points
+        FROM relation_correlations
+        WHERE model = :model
+        ORDER BY probe, relation, CASE template WHEN 'all' THEN 0 ELSE 1 END, template, context,
+                 direction
+        """,
+        model=model,
+    )
+    if not found:
+        raise UsageError(
+            f"{model} has nothing in the view `relation_correlations`; it needs scores of one "
+            "relation set in both: `heads ingest MODEL --suite relations --suite dynamic`"
+        )
+    return found
+
+
 def _by_text(
     catalog: Catalog, query: str, text: str, *, model: str | None, limit: int, verb: str
 ) -> Result:

@@ -1,7 +1,8 @@
-"""Ranks of a relation's targets among everything that a head's weights write.
+"""Ranks of a relation's targets among everything that a head writes.
 
-For a source token with embedding e, head h writes e W_V W_O into the residual stream, and that
-reads as logits e W_V W_O W_U. Only ranks below a small depth matter, so most of the product with
+For a source token with embedding e, head h's weights write e W_V W_O into the residual stream,
+and that reads as logits e W_V W_O W_U; in a run it reads as z W_O W_U, where z is what attention
+has made of the head's values. Only ranks below a small depth matter, so most of the product with
 the vocabulary can be left out and the result stay exact: slices of the vocabulary are scored in
 turn, and a case (a head and a pair) whose target is beaten `depth` times both ways is a certain
 miss. One case in a hundred goes through the whole vocabulary.
@@ -136,7 +137,29 @@ def target_ranks(
 
     Source: Elhelo and Geva 2024, arXiv:2412.11965 (section 3).
     """
-    cases = _Cases(sources, values, outputs, unembedding, pairs, depth)
+    read = torch.einsum("sd,kde->kse", sources.double(), values.double())
+    return output_ranks(read, outputs, unembedding, pairs, depth=depth)
+
+
+def output_ranks(
+    read: Float[Tensor, "kv_head source d_head"],
+    outputs: Float[Tensor, "head d_head d_model"],
+    unembedding: Unembedding,
+    pairs: Pairs,
+    *,
+    depth: int,
+) -> Ranks:
+    """As `target_ranks`, of what heads hold already: their outputs are read @ W_O.
+
+    Args:
+        read: What W_O is applied to, one row per source; query heads may share it in groups.
+        outputs: W_O per query head.
+        unembedding: The vocabulary's directions.
+        pairs: Which source maps to which target.
+        depth: As for `target_ranks`; a source whose row has NaN or infinite values ranks nothing,
+            and one of zeros ties everywhere.
+    """
+    cases = _Cases(read, outputs, unembedding, pairs, depth)
     with _full_precision():
         for number in range(len(unembedding.slices)):
             cases.screen(number)
@@ -153,8 +176,7 @@ class _Cases:
 
     def __init__(
         self,
-        sources: Float[Tensor, "source d_model"],
-        values: Float[Tensor, "kv_head d_model d_head"],
+        read: Float[Tensor, "kv_head source d_head"],
         outputs: Float[Tensor, "head d_head d_model"],
         unembedding: Unembedding,
         pairs: Pairs,
@@ -164,16 +186,16 @@ class _Cases:
         self._unembedding = unembedding
         self._outputs = outputs
         self._depth = depth
-        self._head = torch.arange(n_heads, device=sources.device).repeat_interleave(n_pairs)
+        self._head = torch.arange(n_heads, device=outputs.device).repeat_interleave(n_pairs)
         self._target = pairs.target.repeat(n_heads)
-        kv_head = self._head // (n_heads // len(values))
-        self._row = kv_head * len(sources) + pairs.source.repeat(n_heads)
+        kv_head = self._head // (n_heads // len(read))
+        self._row = kv_head * read.shape[1] + pairs.source.repeat(n_heads)
         # Scaling what a head reads, and its outputs, moves no rank and keeps float32 from
         # overflowing. `reach` bounds the norm of what it then writes.
-        read = torch.einsum("sd,kde->kse", sources.double(), values.double()).flatten(0, 1)
-        read_norm, norm = read.norm(dim=1), torch.stack([one.double().norm() for one in outputs])
+        rows = read.double().flatten(0, 1)
+        read_norm, norm = rows.norm(dim=1), torch.stack([one.double().norm() for one in outputs])
         read_scale, self._scale = _power_of_two(read_norm), _power_of_two(norm)
-        self._read = read / read_scale[:, None]
+        self._read = rows / read_scale[:, None]
         self._reach = (read_norm / read_scale)[self._row] * (norm / self._scale)[self._head]
         self._own = self._own_logits(pairs)
         finite = self._own.isfinite()
@@ -188,7 +210,7 @@ class _Cases:
         n_heads, d_head, d_model = self._outputs.shape
         rows = self._row.reshape(n_heads, -1)
         own = torch.empty_like(rows, dtype=self._read.dtype)
-        step = max(1, _MAX_ELEMENTS // (d_head * max(d_model, len(targets))))
+        step = max(1, _MAX_ELEMENTS // (d_head * max(d_model, len(index))))
         for heads in torch.arange(n_heads).split(step):
             outputs = torch.cat([self._output(head) for head in heads.tolist()])
             directions = (targets @ outputs.T).reshape(len(targets), len(heads), d_head)

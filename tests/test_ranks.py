@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ingest import ranks
-from ingest.ranks import Pairs, Ranks, Unembedding, target_ranks
+from ingest.ranks import Pairs, Ranks, Unembedding, output_ranks, target_ranks
 
 DTYPES = [torch.float32, torch.bfloat16]
 SCREENINGS = pytest.mark.parametrize("screening", DTYPES, ids=str)
@@ -141,6 +141,51 @@ def test_ranks_equal_the_dense_computation(
         unembedding=one.unembedding.to(stored),
     )
     assert_same(one.ranks(depth, screening), one.dense_ranks(depth))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    rows=st.sampled_from([1, 2, 4]),
+    depth=st.sampled_from([1, 10, 5_000]),
+    screening=st.sampled_from(DTYPES),
+    stored=st.sampled_from(DTYPES),
+    draw=st.sampled_from([torch.randn, small_integers]),
+)
+def test_ranks_of_outputs_equal_the_dense_computation(
+    seed: int,
+    rows: int,
+    depth: int,
+    screening: torch.dtype,
+    stored: torch.dtype,
+    draw: Callable[..., Tensor],
+) -> None:
+    """What four heads hold, each for itself or shared by groups of them; ties among integers."""
+    one = layer(seed=seed, kv_heads=4, group=1, draw=draw)
+    generator = torch.Generator().manual_seed(seed)
+    read = draw(rows, 11, 8, generator=generator).to(stored)
+    unembedding = Unembedding(one.unembedding, screening=screening)
+    found = output_ranks(read, one.outputs, unembedding, one.pairs, depth=depth)
+    each = read.double().repeat_interleave(4 // rows, dim=0)
+    logits = each @ one.outputs.double() @ one.unembedding.double().T
+    logits = logits[:, one.pairs.source]
+    own = logits.gather(2, one.pairs.target.expand(4, -1)[..., None])
+    plain, negated = ((logits > own).sum(dim=2), (logits < own).sum(dim=2))
+    assert_same(found, Ranks(plain=plain.clamp(max=depth), negated=negated.clamp(max=depth)))
+
+
+def test_an_output_with_nan_ranks_nothing_and_one_of_zeros_ties() -> None:
+    one = layer(kv_heads=4, group=1)
+    read = torch.randn(4, 11, 8, generator=torch.Generator().manual_seed(1))
+    whole = output_ranks(read, one.outputs, Unembedding(one.unembedding), one.pairs, depth=25)
+    sources = one.pairs.source
+    read[1, 3, 2], read[2, 5, 0], read[0, 7] = torch.nan, torch.inf, 0
+    found = output_ranks(read, one.outputs, Unembedding(one.unembedding), one.pairs, depth=25)
+    for seen, before in ((found.plain, whole.plain), (found.negated, whole.negated)):
+        expected = before.clone()
+        expected[1, sources == 3] = expected[2, sources == 5] = 25
+        expected[0, sources == 7] = 0
+        assert torch.equal(seen, expected)
 
 
 @settings(max_examples=40, deadline=None)

@@ -77,6 +77,8 @@ class Declared(Generic[F]):
     compute: F
     needs_period: bool = False
     of_negated: bool = False
+    with_context: bool = True
+    """Of dynamic metrics: in an ordinary run, or with attention forced onto the source."""
     needs: tuple[str, ...] = ()
     """Parts of `LayerHeads` and fields of `ModelMatrices` without which all heads are undefined; of
     output metrics, the fields of `HeadOutputs` that they read."""
@@ -90,6 +92,7 @@ PATTERN_METRICS: dict[str, Declared[PatternFunction]] = {}
 PATTERN_GROUP_METRICS: dict[str, Declared[GroupFunction]] = {}
 CLASS_METRICS: dict[str, Declared[ClassFunction]] = {}
 RELATION_METRICS: dict[str, Declared[RankFunction]] = {}
+DYNAMIC_METRICS: dict[str, Declared[RankFunction]] = {}
 COPYING_METRICS: dict[str, Declared[RankFunction]] = {}
 WEIGHT_METRICS: dict[str, Declared[WeightFunction]] = {}
 VECTOR_METRICS: dict[str, Declared[VectorFunction]] = {}
@@ -191,6 +194,27 @@ def relation_metric(
         range=(0.0, 1.0),
         source=source,
         of_negated=of_negated,
+    )
+
+
+def dynamic_metric(
+    *, name: str, version: int, of_negated: bool = False, with_context: bool = True
+) -> Callable[[RankFunction], RankFunction]:
+    """Declare a metric of the ranks that a head's output gives to targets at the end of prompts.
+
+    As for relations, of what the head writes in a run. With context, that is an ordinary one;
+    without, the head's attention at the last position is all on the source, and all else as in
+    the ordinary run.
+    """
+    return _into(
+        DYNAMIC_METRICS,
+        name=name,
+        version=version,
+        unit="share of pairs",
+        range=(0.0, 1.0),
+        source="Elhelo and Geva 2024, arXiv:2412.11965 (dynamic relation scores)",
+        of_negated=of_negated,
+        with_context=with_context,
     )
 
 

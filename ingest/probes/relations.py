@@ -65,6 +65,8 @@ class TokenPairs:
     relation: Relation
     sources: list[int]
     targets: list[int]
+    words: list[str]
+    """The sources as they are written."""
 
 
 def shipped(architecture: str, vocab_size: int) -> RelationSet:
@@ -121,13 +123,47 @@ def usable(relation: Relation, encode: Callable[[str], Sequence[int | None]]) ->
         relation: Words without leading spaces.
         encode: Text to token ids, without special tokens; None for one that the model has not.
     """
-    pairs = [(encode(f" {source}"), encode(f" {target}")) for source, target in relation.pairs]
+    pairs = [(word, encode(f" {word}"), encode(f" {target}")) for word, target in relation.pairs]
     kept = [
-        (s[0], t[0])
-        for s, t in pairs
+        (word, s[0], t[0])
+        for word, s, t in pairs
         if len(s) == len(t) == 1 and s[0] is not None and t[0] is not None
     ]
-    return TokenPairs(relation=relation, sources=[s for s, _ in kept], targets=[t for _, t in kept])
+    return TokenPairs(
+        relation=relation,
+        sources=[source for _, source, _ in kept],
+        targets=[target for _, _, target in kept],
+        words=[word for word, _, _ in kept],
+    )
+
+
+def usable_of(
+    one: RelationSet, encode: Callable[[str], Sequence[int | None]]
+) -> tuple[list[TokenPairs], dict[str, str]]:
+    """The relations of a set with enough usable pairs, and why the others are skipped, by name.
+
+    Raises:
+        InputError: If a user's set has none.
+    """
+    found = [usable(relation, encode) for relation in one.relations]
+    kept = [pairs for pairs in found if len(pairs.sources) >= MIN_USABLE]
+    skipped = {
+        pairs.relation.name: too_few(len(pairs.sources), len(pairs.relation.pairs))
+        for pairs in found
+        if len(pairs.sources) < MIN_USABLE
+    }
+    if not kept and one.name != SHIPPED:
+        name, why = next(iter(skipped.items()))
+        raise InputError(
+            f"relation set {one.name} has nothing that this tokenizer can use ({name}: {why}); "
+            "a pair is usable where both words are one token"
+        )
+    return kept, skipped
+
+
+def too_few(usable: int, pairs: int) -> str:
+    """Why a relation is skipped."""
+    return f"{usable} usable pairs of {pairs}, at least {MIN_USABLE} are needed"
 
 
 def _parse(name: str, text: str, where: str) -> Relation:

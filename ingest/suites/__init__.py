@@ -1,6 +1,6 @@
 """Suites: which metrics share which pass over a model."""
 
-from ingest.suites import patterns, relations, salient, weights
+from ingest.suites import dynamic, patterns, relations, salient, weights
 from ingest.suites._plan import Inputs, OpenModel, Plan, Planner
 
 # What needs weights alone comes first: it is done when a model turns out not to run.
@@ -9,6 +9,7 @@ SUITES: dict[str, Planner] = {
     weights.SUITE: weights.plan,
     salient.SUITE: salient.plan,
     patterns.SUITE: patterns.plan,
+    dynamic.SUITE: dynamic.plan,
 }
 
 __all__ = ["SUITES", "Inputs", "OpenModel", "Plan", "Planner"]

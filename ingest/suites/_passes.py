@@ -1,9 +1,9 @@
 """A probe's forward passes: sequences in batches, scores summed while layers run."""
 
 import contextlib
-import re
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -28,13 +28,12 @@ from ingest.readers.loading import LoadedModel
 from ingest.readers.outputs import OutputReader
 from ingest.retrieval import Search
 from ingest.rows import Rows
+from ingest.suites._memory import if_it_fits
 
 _MAX_ACTIVATION_BYTES = 1 << 29
 """Of what a layer holds for a batch, roughly; on a GPU a quarter of what is free."""
 _MAX_KEPT_BYTES = 1 << 30
 """Of what group metrics keep of all layers at once, where a group takes several batches."""
-_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
-"""What torch says on GPUs and on CPUs."""
 
 
 def defined(encoded: Encoded) -> list[str]:
@@ -144,10 +143,11 @@ class PatternSums:
                 tokens = one.begin(group[start : start + size])
                 if outputs:
                     outputs.begin(tokens)
-                stream = _run(self._loaded, tokens)
-                if stream is None:
+                run = partial(self._loaded.model.base_model, tokens, use_cache=False)
+                ran = if_it_fits(run, self._loaded.device)
+                if ran is None:
                     return False
-                one.end(stream)
+                one.end(ran[0])
                 if outputs:
                     outputs.end()
                 for _ in range(self._n_told, n_before + start + len(tokens)):
@@ -325,17 +325,3 @@ def _batch_size(loaded: LoadedModel, length: int) -> int:
         # Such a layer makes its patterns whole.
         size = min(size, room // (8 * config.num_attention_heads * length**2))
     return max(1, size)
-
-
-def _run(loaded: LoadedModel, tokens: Tensor) -> Float[Tensor, "batch token d_model"] | None:
-    """Run the model up to what it reads into logits; None where the memory does not suffice."""
-    try:
-        stream: Tensor = loaded.model.base_model(tokens, use_cache=False)[0]
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
-            raise
-    else:
-        return stream
-    if loaded.device.type == "cuda":
-        torch.cuda.empty_cache()
-    return None

@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from catalog.declarations import Measurement, MetricSpec, ProbeSpec, Results
-from catalog.errors import InputError
 from ingest.heads import silent, split_finite
 from ingest.metrics import RELATION_METRICS
 from ingest.metrics.relation_hits import DEPTHS
@@ -45,20 +44,9 @@ class RelationPlan:
         self._usable: dict[str, list[TokenPairs]] = {}
         self._skipped: dict[str, dict[str, str]] = {}
         for one in sets:
-            found = [relations.usable(relation, vocabulary.encode) for relation in one.relations]
-            self._usable[one.name] = [pairs for pairs in found if len(pairs.sources) >= MIN_USABLE]
-            self._skipped[one.name] = {
-                pairs.relation.name: f"{len(pairs.sources)} usable pairs of "
-                f"{len(pairs.relation.pairs)}, at least {MIN_USABLE} are needed"
-                for pairs in found
-                if len(pairs.sources) < MIN_USABLE
-            }
-            if not self._usable[one.name] and one.name != relations.SHIPPED:
-                name, why = next(iter(self._skipped[one.name].items()))
-                raise InputError(
-                    f"relation set {one.name} has nothing that this tokenizer can use ({name}: "
-                    f"{why}); a pair is usable where both words are one token"
-                )
+            self._usable[one.name], self._skipped[one.name] = relations.usable_of(
+                one, vocabulary.encode
+            )
         self.probes: Mapping[str, ProbeSpec] = {
             one.name: one.spec for one in sets if self._usable[one.name]
         }
@@ -147,15 +135,19 @@ class RelationPlan:
         return room.layers(SUITE, reader.n_layers, work, progress)
 
 
-def plan(config: PreTrainedConfig, vocabulary: Vocabulary, inputs: Inputs) -> RelationPlan | None:
+def relation_sets(config: PreTrainedConfig, inputs: Inputs) -> list[RelationSet]:
     """The shipped relations, a user's besides them, or the user's alone."""
-    sets = [relations.from_folder(inputs.relations)] if inputs.relations else []
-    if inputs.only and not sets:
+    own = [relations.from_folder(inputs.relations)] if inputs.relations else []
+    return own if inputs.only else [relations.shipped(config.model_type, config.vocab_size), *own]
+
+
+def plan(config: PreTrainedConfig, vocabulary: Vocabulary, inputs: Inputs) -> RelationPlan | None:
+    """Of the sets that are asked for; None where that is none."""
+    chosen = relation_sets(config, inputs)
+    if not chosen:
         return None
     vocabulary.require_tokenizer(SUITE)
-    if not inputs.only:
-        sets.insert(0, relations.shipped(config.model_type, config.vocab_size))
-    return RelationPlan(sets, vocabulary, first_mlp=inputs.first_mlp)
+    return RelationPlan(chosen, vocabulary, first_mlp=inputs.first_mlp)
 
 
 def _layer_ranks(

@@ -32,8 +32,8 @@ def sql(
     """Ask in SQL, reading only.
 
     Views: models, heads, metrics, scores, vectors, compositions, salient_operations,
-    stored_patterns, prompt_tokens, labels, taxonomies, runs, probes, relations, and score_runs,
-    which also has the scores of runs that a later run has replaced.
+    stored_patterns, prompt_tokens, relation_correlations, labels, taxonomies, runs, probes,
+    relations, and score_runs, which also has the scores of runs that a later run has replaced.
 
     Example: heads sql "SELECT layer, head, value FROM scores WHERE metric = 'induction'
     ORDER BY value DESC LIMIT 5" --format csv
@@ -188,6 +188,24 @@ def composition(
     write(queries.compositions(open_catalog(context, db), model, *_place(head)), form, output)
 
 
+def correlations(
+    context: typer.Context,
+    model: ModelArgument,
+    form: FormatOption = None,
+    output: OutputOption = None,
+    db: Db = None,
+) -> None:
+    """How far relation scores of weights hold in a run: Pearson's r, relation by relation.
+
+    Needs the suites relations and dynamic on the same relation set.
+
+    Example: heads correlations gpt2
+
+    Example: heads correlations gpt2 --format csv -o correlations.csv
+    """
+    write(queries.relation_correlations(open_catalog(context, db), model), form, output)
+
+
 def _place(name: str) -> tuple[int, int]:
     match = _HEAD.fullmatch(name)
     if match is None:
@@ -217,5 +235,5 @@ def _of_model(catalog: Catalog, model: str) -> Result:
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (sql, metrics, top, show, salient, writes, reads, composition):
+    for command in (sql, metrics, top, show, salient, writes, reads, composition, correlations):
         app.command()(command)

@@ -62,7 +62,7 @@ def ingest(
     ],
     suite: Annotated[
         list[str] | None,
-        typer.Option(help="relations, weights, salient or patterns; may be repeated."),
+        typer.Option(help="relations, weights, salient, patterns or dynamic; may be repeated."),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     name: Annotated[str | None, typer.Option(help="What the catalog shall call it.")] = None,
