@@ -21,8 +21,8 @@ from ingest.probes.relations import MIN_USABLE, RelationSet, too_few
 from ingest.probes.sequences import Vocabulary
 from ingest.progress import Progress
 from ingest.ranks import Pairs, Unembedding, output_ranks
-from ingest.readers.loading import LoadedModel
 from ingest.readers.endings import LATENT, Mixed, PromptRunner
+from ingest.readers.loading import LoadedModel
 from ingest.readers.weights import HeadReader
 from ingest.streaming import Workroom
 from ingest.suites._memory import if_it_fits
