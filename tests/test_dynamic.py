@@ -14,7 +14,7 @@ import tiny
 import torch
 from gguf import GGUFReader, dequantize
 from numpy.typing import NDArray
-from test_outputs import forced, inputs_of_projections
+from test_endings import forced, inputs_of_projections
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast

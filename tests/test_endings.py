@@ -123,7 +123,7 @@ def test_a_layer_that_is_not_seen_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     runner = PromptRunner(model, "m", BEFORE)
     other = attention_modules(tiny.model("qwen3"))[0]
     layers = attention_modules(model) | {3: other}
-    monkeypatch.setattr(outputs, "attention_modules", lambda _: layers)
+    monkeypatch.setattr(endings, "attention_modules", lambda _: layers)
     with pytest.raises(ModelError, match=r"heads of m \(llama\) cannot be read: layer 3 has run"):
         runner.run(REST)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
