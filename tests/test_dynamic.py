@@ -249,6 +249,7 @@ def vocabulary(**options: bool) -> Vocabulary:
 def test_prompts_are_what_the_tokenizer_makes_of_the_text() -> None:
     for adds_bos in (False, True):
         known = vocabulary(adds_bos=adds_bos)
+        assert known.tokenizer is not None
         one = Relation(name="r", pairs=(("w5", "w6"), ("w7", "w5")), k=10, category=None)
         for name, text in TEMPLATES.items():
             found = Template(name, known).prompted(usable(one, known.encode))
@@ -425,6 +426,7 @@ def _compare_with_eager_attention(
     prepared = loading.prepare(resolve(str(gguf)))
     model = loading.load(prepared, device="cpu", dtype="float32").model
     model.config._attn_implementation = "eager"
+    assert prepared.tokenizer is not None
     encode, tensors = prepared.tokenizer, {t.name: t for t in GGUFReader(gguf).tensors}
     w_u, output = (
         torch.from_numpy(dequantize(tensors[name].data, tensors[name].tensor_type))

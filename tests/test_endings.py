@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from catalog.errors import ModelError
+from ingest.readers import endings
 from ingest.readers.architectures import layout, sizes
 from ingest.readers.attention import attention_modules
 from ingest.readers.endings import PromptRunner
