@@ -9,7 +9,7 @@ MODEL_FILE = $(shell $(BIN)/python -c "import importlib.metadata as m; print(nex
 MODEL := SmolLM2-135M-Instruct.Q4_1
 DEMO_DB := duckdb:///demo/heads.duckdb
 
-.PHONY: help demo ui test lint types browser bench-weights clean
+.PHONY: help demo ui test lint types browser bench-weights bench-attention clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -45,6 +45,9 @@ browser: $(VENV)/dev  ## a Chromium for the browser tests, where there is none
 
 bench-weights: $(VENV)/dev  ## relation scores against the dense method, and a 70B shape (30 min)
 	$(BIN)/python -m benchmarks.weights
+
+bench-attention: $(VENV)/dev  ## attention metrics against eager attention reduced after (10 min)
+	$(BIN)/python -m benchmarks.attention
 
 clean:  ## remove the environment and what the demo made
 	rm -rf $(VENV) demo build *.egg-info
