@@ -37,8 +37,8 @@ _PAST_WINDOW = 8
 """Tokens of the proof that lie beyond a sliding window."""
 _MAX_PROOF_BYTES = 1 << 28
 """Of the patterns of all layers; where a window needs more, the proof stays within it."""
-_PROOF_TOLERANCE = 1e-5
-"""Of probabilities in float32; wider where the model runs in 16 bits."""
+_PROOF_TOLERANCE = 1e-4
+"""Of probabilities in float32, which rounding moves by 1e-5 in Gemma 3; wider in 16 bits."""
 
 _ROUNDED = 0.1
 """Of a token's output between two implementations in 16 bits: 0.02 is usual."""
@@ -334,7 +334,7 @@ def prove(model: PreTrainedModel, name: str) -> None:
             moved = _moved(own[0], observed)
             other = _moved(usual, observed)
             # Where experts are chosen, rounding to 16 bits alone moves single tokens far.
-            is_moved = other.max() > 100 * tolerance if is_exact else other.median() > _ROUNDED
+            is_moved = other.max() > 10 * tolerance if is_exact else other.median() > _ROUNDED
             if moved.max() > tolerance or is_moved:
                 gap = float(torch.maximum(moved, other).max())
                 reasons.append(f"its output moves by {gap:.1e} of its size")
