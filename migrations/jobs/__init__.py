@@ -1,0 +1,1 @@
+"""The Alembic history of the job store, for SQLite and PostgreSQL."""
