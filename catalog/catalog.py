@@ -3,11 +3,13 @@
 import contextlib
 from typing import Any
 
+from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
 from catalog import publishing, schema, sql
-from catalog.database import Database
+from catalog.database import Database, Reader
 from catalog.errors import HeadsError
+from catalog.orm import State
 from catalog.settings import load_settings
 
 
@@ -26,7 +28,7 @@ class Catalog:
 
         Args:
             query: One reading statement over the views `models`, `heads`, `metrics`, `scores`,
-                `vectors`, `compositions`, `salient_operations`, `stored_patterns`,
+                `coverage`, `vectors`, `compositions`, `salient_operations`, `stored_patterns`,
                 `prompt_tokens`, `relation_correlations`, `labels`, `taxonomies`, `runs`, `probes`,
                 `relations` and `score_runs`.
             parameters: Values for `:name` in the query.
@@ -41,6 +43,16 @@ class Catalog:
         with self.database.reading() as connection:
             return sql.run(connection, query, parameters)
 
+    def stamp(self) -> str:
+        """What the catalog is at: another text after everything that writes into it.
+
+        Raises:
+            SchemaError: If its schema is no longer this release's.
+        """
+        with self.database.reading() as connection:
+            schema.require_current(connection, self.database.name)
+            return str(connection.scalar(select(State.stamp)))
+
 
 def connect(url: str | None = None, *, create: bool = False) -> Catalog:
     """Open a catalog.
@@ -53,14 +65,25 @@ def connect(url: str | None = None, *, create: bool = False) -> Catalog:
     Raises:
         SchemaError: If there is no catalog, or its schema is older or newer than this release's.
     """
-    settings = load_settings()
-    database = Database(url or settings.database_url, lock_timeout=settings.lock_timeout)
+    database = database_at(url)
     if create and _is_empty(database):
         schema.upgrade(database)
     with database.reading() as connection:
         schema.require_current(connection, database.name)
     _reap(database)
     return Catalog(database)
+
+
+def database_at(url: str | None = None) -> Database:
+    """The database itself, whatever its schema; by default the settings'."""
+    settings = load_settings()
+    password = settings.reader_password
+    reader = settings.reader_role and Reader(
+        settings.reader_role, password.get_secret_value() if password else None
+    )
+    return Database(
+        url or settings.database_url, lock_timeout=settings.lock_timeout, reader=reader or None
+    )
 
 
 def _is_empty(database: Database) -> bool:

@@ -8,14 +8,27 @@ wait for each other instead of failing.
 
 import contextlib
 import os
+import platform
+import secrets
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import filelock
 import psutil
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, func, make_url, select
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    NullPool,
+    create_engine,
+    func,
+    make_url,
+    select,
+    update,
+)
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session
 
@@ -24,8 +37,11 @@ from catalog.errors import (
     MissingExtraError,
     SchemaError,
     StorageError,
+    UnreachableError,
     UsageError,
 )
+from catalog.orm import State
+from catalog.urls import shown
 
 _READ_ONLY: dict[str, Any] = {
     # A reader of the catalog has no business with other files, and says so to DuckDB once, here.
@@ -36,26 +52,54 @@ _READ_ONLY: dict[str, Any] = {
     "temp_directory": "",
     "lock_configuration": "true",
 }
-_LOCK_SUFFIX = ".lock"
+LOCK_SUFFIX = ".lock"
 _LOCKS = Path("/proc/locks")
+_ANSWER: dict[str, Any] = {
+    # A network that was cut shows within a minute, not after the hours of TCP's own patience.
+    "connect_timeout": 10,
+    "tcp_user_timeout": 30_000,
+    "keepalives_idle": 15,
+    "keepalives_interval": 15,
+    "keepalives_count": 3,
+}
+_LET_GO = {
+    # And so does a worker that lost power, or was frozen, with all other writers behind it.
+    "tcp_keepalives_idle": "15",
+    "tcp_keepalives_interval": "15",
+    "tcp_keepalives_count": "3",
+    "idle_in_transaction_session_timeout": "60s",
+}
+_LONGEST_NAME = 63
+"""Bytes; a server cuts off the rest."""
 _WRITERS = 0x77726974  # "writ": any number will do, if all writers share it
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A role of a PostgreSQL server that reads."""
+
+    role: str
+    password: str | None = field(default=None, repr=False)
+    """None: what libpq finds by itself, in `~/.pgpass` say."""
 
 
 class Database:
     """Connections to one catalog database."""
 
-    def __init__(self, url: str, *, lock_timeout: float) -> None:
+    def __init__(self, url: str, *, lock_timeout: float, reader: Reader | None = None) -> None:
         """Prepare engines; nothing is opened yet.
 
         Args:
             url: SQLAlchemy URL, `duckdb:///FILE` or `postgresql+psycopg://...`.
             lock_timeout: Seconds to wait for a DuckDB file in use elsewhere.
+            reader: Who reads on a server, if not the URL's own role.
 
         Raises:
             UsageError: If the URL is malformed or of another database.
         """
         self.url = _parse(url)
         self.lock_timeout = lock_timeout
+        self._reader = reader
 
     @property
     def is_duckdb(self) -> bool:
@@ -69,7 +113,9 @@ class Database:
     @property
     def name(self) -> str:
         """What messages call this database: never with its password."""
-        return str(self.path) if self.path else self.url.render_as_string(hide_password=True)
+        return (
+            str(self.path) if self.path else shown(self.url.render_as_string(hide_password=False))
+        )
 
     @property
     def exists(self) -> bool:
@@ -84,11 +130,7 @@ class Database:
             SchemaError: If there is no such DuckDB file.
             LockedError: If another process kept the file for longer than `lock_timeout`.
         """
-        if not self.exists:
-            raise SchemaError(
-                f"there is no catalog at {self.name}; "
-                "make one with `heads db upgrade` or fill one with `heads ingest MODEL`"
-            )
+        self._require_existence()
         with self._connect(writable=False) as connection:
             yield connection
 
@@ -104,6 +146,18 @@ class Database:
         """
         with self._connect(writable=True, patience=patience) as connection:
             yield connection
+
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """Keep writers out of a DuckDB file, without opening it.
+
+        Raises:
+            SchemaError: If there is no such file.
+            LockedError: If another process kept the file for longer than `lock_timeout`.
+        """
+        self._require_existence()
+        with self._file_lock(self.lock_timeout, writable=False):
+            yield
 
     @contextlib.contextmanager
     def read_session(self) -> Iterator[Session]:
@@ -126,11 +180,30 @@ class Database:
                 if not self.is_duckdb:
                     session.execute(select(func.pg_advisory_xact_lock(_WRITERS)))
                 yield session
+                # What anybody has kept of the catalog's answers is now of another state.
+                session.execute(update(State).values(stamp=secrets.token_hex(8)))
         except OperationalError as error:
             reason = str(error.orig).strip().splitlines()[0]
             raise StorageError(
                 f"{self.name} could not be written, and is as it was before: {reason}"
             ) from error
+
+    def _require_existence(self) -> None:
+        if not self.exists:
+            raise SchemaError(
+                f"there is no catalog at {self.name}; "
+                "make one with `heads db upgrade` or fill one with `heads ingest MODEL`"
+            )
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator["Database"]:
+        """This database, its DuckDB file kept from all others until the block ends.
+
+        Raises:
+            LockedError: If other processes kept the file for longer than `lock_timeout`.
+        """
+        with self._file_lock(self.lock_timeout, writable=True):
+            yield _Held(self.url.render_as_string(), lock_timeout=self.lock_timeout)
 
     @contextlib.contextmanager
     def _connect(self, *, writable: bool, patience: float | None = None) -> Iterator[Connection]:
@@ -153,10 +226,42 @@ class Database:
         if self.is_duckdb:
             arguments = {} if writable else {"read_only": True, "config": _READ_ONLY}
             return create_engine(self.url, poolclass=NullPool, connect_args=arguments)
-        options = "-c timezone=UTC" + ("" if writable else " -c default_transaction_read_only=on")
+        options = _LET_GO if writable else {"default_transaction_read_only": "on"}
+        who = (
+            {"application_name": writer_name(platform.node(), os.getpid())}
+            if writable
+            else self._as_reader()
+        )
+        # Prepared from the first time on: PostgreSQL prepares single statements only.
+        return self.server_engine(
+            " ".join(f"-c {name}={value}" for name, value in options.items()),
+            prepare_threshold=0,
+            **_ANSWER,
+            **who,
+        )
+
+    def reading_keywords(self) -> dict[str, Any]:
+        """What libpq needs to know to connect to the server as who reads; has the password."""
+        parts = self.url.translate_connect_args(username="user", database="dbname")
+        return parts | dict(self.url.query) | _ANSWER | self._as_reader()
+
+    def _as_reader(self) -> dict[str, Any]:
+        if self._reader is None:
+            return {}
+        return {"user": self._reader.role, "password": self._reader.password}
+
+    def server_engine(self, options: str = "", **arguments: Any) -> Engine:
+        """An engine for the server, with a connection per piece of work.
+
+        Args:
+            options: PostgreSQL's own, such as `-c statement_timeout=30s`.
+            arguments: The driver's.
+
+        Raises:
+            MissingExtraError: If the driver is not installed.
+        """
+        arguments = {"options": f"-c timezone=UTC {options}"} | arguments
         try:
-            # Prepared from the first time on: PostgreSQL prepares single statements only.
-            arguments = {"options": options, "prepare_threshold": 0}
             return create_engine(self.url, poolclass=NullPool, connect_args=arguments)
         except ModuleNotFoundError as error:
             raise MissingExtraError(
@@ -167,7 +272,7 @@ class Database:
     @contextlib.contextmanager
     def _file_lock(self, patience: float, *, writable: bool) -> Iterator[None]:
         assert self.path is not None  # noqa: S101 - narrows the type
-        beside = self.path.with_name(self.path.name + _LOCK_SUFFIX)
+        beside = self.path.with_name(self.path.name + LOCK_SUFFIX)
         if not writable and not os.access(beside.parent, os.W_OK):
             yield  # nobody writes in a folder that is read-only
             return
@@ -208,20 +313,36 @@ class Database:
 
     def _locked(self, patience: float) -> LockedError:
         assert self.path is not None  # noqa: S101 - narrows the type
-        holders = _holders(self.path, self.path.with_name(self.path.name + _LOCK_SUFFIX))
+        holders = _holders(self.path, self.path.with_name(self.path.name + LOCK_SUFFIX))
         return LockedError(
             f"{self.name} was in use by {holders} for all of {patience:g} s; "
             "end that program or wait for it, or raise HEADS_LOCK_TIMEOUT"
         )
 
 
+def writer_name(host: str, pid: int) -> str:
+    """What a server knows a process by that writes."""
+    return f"heads {pid}@{host}"[:_LONGEST_NAME]
+
+
+class _Held(Database):
+    """A DuckDB file that is locked already."""
+
+    @contextlib.contextmanager
+    def _file_lock(self, patience: float, *, writable: bool) -> Iterator[None]:  # noqa: ARG002
+        yield
+
+
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise UsageError(
-            f"{url!r} is no database URL; expected duckdb:///FILE or postgresql+psycopg://..."
+            f"{shown(url)!r} is no database URL; expected duckdb:///FILE or "
+            "postgresql+psycopg://..."
         ) from None
+    if parsed.host and "@" in parsed.host:
+        raise UsageError(f"{shown(url)!r} has more than one @; in a password, write %40 for each")
     if parsed.get_backend_name() == "duckdb":
         if not parsed.database or parsed.database == ":memory:":
             raise UsageError(
@@ -244,7 +365,7 @@ def _server_connection(engine: Engine, name: str) -> Connection:
         raise UsageError(str(error)) from error
     except DBAPIError as error:
         reason = str(error.orig).strip().splitlines()[0]
-        raise SchemaError(f"{name} cannot be reached: {reason}") from error
+        raise UnreachableError(f"{name} cannot be reached: {reason}") from error
 
 
 def _holders(*paths: Path) -> str:

@@ -34,6 +34,10 @@ class SchemaError(HeadsError):
     exit_code = 5
 
 
+class UnreachableError(SchemaError):
+    """A database server that does not answer, and may do so later."""
+
+
 class LockedError(HeadsError):
     """A DuckDB file that another process kept for longer than we wait."""
 
@@ -50,6 +54,10 @@ class StorageError(HeadsError):
     """A database that cannot be written: a full disk, a read-only folder, a lost server."""
 
     exit_code = 9
+
+
+class LeaseLost(HeadsError):  # noqa: N818 - an outcome that every holder of a lease must expect
+    """A job that is no longer its worker's: its lease ran out, and it was given to another."""
 
 
 class MissingExtraError(HeadsError):

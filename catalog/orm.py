@@ -220,6 +220,35 @@ class ScoreHistory(Base):
     __mapper_args__ = {"primary_key": [metric_id, head_id, probe_id, run_id]}  # noqa: RUF012
 
 
+class Measured(Base):
+    """How many scores a run has published of a metric on a probe: what `score` would be asked for.
+
+    Written and withdrawn with them, so that nobody has to count millions of rows.
+    """
+
+    __tablename__ = "measured"
+    __table_args__ = (
+        Index(
+            "uq_measured_run_probe_metric",
+            "run_id",
+            "probe_id",
+            "metric_id",
+            unique=True,
+            info=POSTGRESQL_ONLY,
+        ).ddl_if(dialect="postgresql"),
+    )
+
+    run_id: Mapped[int] = mapped_column()
+    probe_id: Mapped[int] = mapped_column()
+    metric_id: Mapped[int] = mapped_column()
+    heads: Mapped[int]
+    """With a row in `score`."""
+    defined: Mapped[int]
+    """Of these, with a value."""
+
+    __mapper_args__ = {"primary_key": [run_id, probe_id, metric_id]}  # noqa: RUF012
+
+
 class HeadVector(Base):
     """The published lists of numbers: one row per metric, head and probe. NULL is `undefined`."""
 
@@ -425,6 +454,19 @@ class HeadLabel(Base):
     run_id: Mapped[int | None] = mapped_column(ForeignKey("run.id"))
     added_at: Mapped[datetime]
     retired_at: Mapped[datetime | None]
+
+
+class State(Base):
+    """One row: what the catalog is at now."""
+
+    __tablename__ = "state"
+    __table_args__ = {"info": {"is_copied": False}}  # noqa: RUF012
+
+    stamp: Mapped[str] = mapped_column()
+    """Another one after every transaction that writes; never one that was there before, whatever
+    becomes of the file."""
+
+    __mapper_args__ = {"primary_key": [stamp]}  # noqa: RUF012
 
 
 def table(entity: type[Base]) -> Table:

@@ -64,7 +64,7 @@ def write(folder: Path, tensors: Mapping[str, bytes]) -> tuple[str, dict[str, in
             file.flush()
             os.fsync(file.fileno())
         part.replace(folder / name)
-        _sync_folder(folder)
+        sync_folder(folder)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise StorageError(
@@ -114,7 +114,19 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
 
 
-def _sync_folder(folder: Path) -> None:
+def move(folder: Path, into: Path) -> None:
+    """Move all side files to another folder of the same file system.
+
+    Raises:
+        OSError: If that cannot be.
+    """
+    into.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        path.replace(into / path.name)
+    sync_folder(into)
+
+
+def sync_folder(folder: Path) -> None:
     """Make a new name last through a loss of power, as its contents do."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -37,6 +37,7 @@ class Row:
     head: int
     prompt: str
     run_id: int
+    dtype: str
     max_error: float
     n_bytes: int
     sha256: str
@@ -57,6 +58,7 @@ _ROWS = (
         Head.head,
         Prompt.name,
         AttentionPattern.run_id,
+        AttentionPattern.dtype,
         AttentionPattern.max_error,
         AttentionPattern.n_bytes,
         AttentionPattern.sha256,
@@ -149,7 +151,7 @@ def store(
             for place, content in contents.items()
         ]
         named = {f"L{layer}H{head}": content for (layer, head), content in contents.items()}
-        _insert(session, database, new, named)
+        put(session, database, new, named)
     _prune_prompts(session)
     return has_removed
 
@@ -158,6 +160,44 @@ def rows(session: Session, model: str, prompt: str | None = None) -> list[Row]:
     """Where a model's patterns are, on all prompts or on one, by prompt, layer and head."""
     found = _ROWS.where(Model.name == model)
     return _found(session, found if prompt is None else found.where(Prompt.name == prompt))
+
+
+def of_models(session: Session, models: Collection[str], prompt: str) -> dict[str, list[Row]]:
+    """Where the patterns of each of some models on one prompt are, by layer and head."""
+    found: dict[str, list[Row]] = {model: [] for model in models}
+    query = _ROWS.add_columns(Model.name).where(Model.name.in_(models), Prompt.name == prompt)
+    for *facts, model in session.execute(query):
+        found[model].append(Row(*facts))
+    return found
+
+
+def on_prompt(session: Session, prompt_id: int) -> list[Row]:
+    """Where the patterns on a prompt are, of all models, by layer and head."""
+    return _found(session, _ROWS.where(AttentionPattern.prompt_id == prompt_id))
+
+
+def contents(session: Session, database: Database, found: Sequence[Row]) -> dict[int, bytes]:
+    """The bytes of patterns, of each head on one prompt, by head id.
+
+    Raises:
+        StorageError: If a side file is missing, or a pattern is not as it was written.
+    """
+    read = {}
+    if in_rows := [row for row in found if row.file is None]:
+        query = select(AttentionPattern.head_id, AttentionPattern.content).where(
+            AttentionPattern.prompt_id.in_({row.prompt_id for row in in_rows}),
+            AttentionPattern.head_id.in_([row.head_id for row in in_rows]),
+        )
+        read = {head_id: content or b"" for head_id, content in session.execute(query)}
+    for row in found:
+        if row.file is not None:
+            read[row.head_id] = in_file(database, row)
+        elif pattern_files.checksum(read[row.head_id]) != row.sha256:
+            raise StorageError(
+                f"the pattern of {row.name} on {row.prompt!r} is not as the catalog wrote it; "
+                "store it again with `heads patterns --force`"
+            )
+    return read
 
 
 def in_file(database: Database, row: Row) -> bytes:
@@ -218,10 +258,17 @@ def sweep(session: Session, database: Database) -> None:
     pattern_files.sweep(pattern_files.folder_of(database), named)
 
 
-def _insert(
+def put(
     session: Session, database: Database, new: Sequence[dict[str, Any]], named: Mapping[str, bytes]
 ) -> None:
-    """Put rows and their contents, in the same order, where this database has its contents."""
+    """Put rows and their contents, in the same order, where this database has its contents.
+
+    Args:
+        session: In a transaction.
+        database: The session's.
+        new: Rows on one prompt, without a place.
+        named: What a side file calls each content.
+    """
     if not database.is_duckdb:
         contents = zip(new, named.values(), strict=True)
         filled = [row | {"content": content} for row, content in contents]
@@ -246,7 +293,7 @@ def _rewrite(session: Session, database: Database, file: str) -> None:
     if not staying:
         return
     name, offsets = pattern_files.write(pattern_files.folder_of(database), contents)
-    # One statement for all, as in `_insert`; a file is of one prompt, where a head comes once.
+    # One statement for all, as in `put`; a file is of one prompt, where a head comes once.
     offset_of = {row.head_id: offsets[row.name] for row in staying}
     session.execute(
         update(AttentionPattern)

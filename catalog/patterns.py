@@ -7,7 +7,7 @@
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from catalog import pattern_files, pattern_rows, queries
 from catalog.catalog import Catalog
 from catalog.database import Database
-from catalog.errors import StorageError, UsageError
+from catalog.errors import UsageError
 from catalog.orm import AttentionPattern, PromptToken
 from catalog.pattern_rows import Row
 from catalog.sql import Result
@@ -107,6 +107,62 @@ def stored(catalog: Catalog, model: str | None = None) -> Result:
     )
 
 
+def prompts(catalog: Catalog) -> Result:
+    """Which prompts there are stored patterns of, for each model.
+
+    Returns:
+        model, prompt, n_tokens, heads (how many have a pattern), added_at (of the newest); by
+        model, the newest first.
+    """
+    return catalog.sql(
+        """
+        SELECT model, prompt, max(n_tokens) AS n_tokens, count(*) AS heads,
+               max(added_at) AS added_at
+        FROM stored_patterns
+        GROUP BY model, prompt
+        ORDER BY model, added_at DESC, prompt
+        """
+    )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is of the patterns that were asked for."""
+
+    patterns: list[StoredPattern]
+    absent: list[Place]
+    """Heads, or whole layers, that have none."""
+    left_out: int
+    """How many more there are than were to be read."""
+
+
+def find(
+    catalog: Catalog, wanted: Mapping[str, Sequence[str]], *, prompt: str, at_most: int
+) -> dict[str, Found]:
+    """What is stored of some heads on one prompt, like `read`, and what is not, by model.
+
+    Args:
+        catalog: Where to look.
+        wanted: Of each model its heads, as `read` takes them.
+        prompt: Its text or name.
+        at_most: How many to read, of each model.
+
+    Raises:
+        UsageError: If what should be heads is none.
+        StorageError: If a side file is missing or altered.
+    """
+    asked = {model: places(",".join(heads)) if heads else [] for model, heads in wanted.items()}
+    with catalog.database.read_session() as session:
+        there = pattern_rows.of_models(session, asked, readable(prompt))
+        chosen = {model: _chosen(there[model], places) for model, places in asked.items()}
+        shown = {model: rows[:at_most] for model, (rows, _) in chosen.items()}
+        read = _read(catalog.database, session, shown)
+    return {
+        model: Found(read[model], absent, len(rows) - len(shown[model]))
+        for model, (rows, absent) in chosen.items()
+    }
+
+
 def read(
     catalog: Catalog, model: str, heads: Sequence[str] = (), *, prompt: str | None = None
 ) -> list[StoredPattern]:
@@ -132,7 +188,7 @@ def read(
         names = sorted({row.prompt for row in rows})
         chosen, absent = _chosen(rows, wanted)
         if len(names) == 1 and not absent:
-            return _read(catalog.database, session, model, chosen)
+            return _read(catalog.database, session, {model: chosen})[model]
     queries.require_model(catalog, model)
     if len(names) > 1:
         listed = ", ".join(map(_quoted, names))
@@ -142,8 +198,13 @@ def read(
     raise UsageError(_missing(model, absent, prompt or next(iter(names), None)))
 
 
-def cells(patterns: Sequence[StoredPattern]) -> Result:
+def cells(patterns: Sequence[StoredPattern], *, first: int = 0, last: int | None = None) -> Result:
     """Every number of some patterns, as a table.
+
+    Args:
+        patterns: As `read` gives them.
+        first: The first position whose token is wanted, as query and as key.
+        last: The last one; the prompt's where None.
 
     Returns:
         model, layer, head, name ('L5H3'), prompt, query, key (positions from 0), query_token,
@@ -157,18 +218,19 @@ def cells(patterns: Sequence[StoredPattern]) -> Result:
         key = pc.subtract(pa.array(range(count)), pc.take(starts, query))
         tokens = pa.array(one.tokens, pa.string())
         fixed = {"model": one.model, "layer": one.layer, "head": one.head, "name": one.name}
-        tables.append(
-            pa.table(
-                {
-                    **{k: pa.repeat(v, count) for k, v in (fixed | {"prompt": one.prompt}).items()},
-                    "query": query,
-                    "key": key,
-                    "query_token": pc.take(tokens, query),
-                    "key_token": pc.take(tokens, key),
-                    "value": one.rows.values,
-                }
-            )
+        table = pa.table(
+            {
+                **{k: pa.repeat(v, count) for k, v in (fixed | {"prompt": one.prompt}).items()},
+                "query": query,
+                "key": key,
+                "query_token": pc.take(tokens, query),
+                "key_token": pc.take(tokens, key),
+                "value": one.rows.values,
+            }
         )
+        # No key comes after its query.
+        until = len(one.tokens) - 1 if last is None else last
+        tables.append(table.filter((pc.field("key") >= first) & (pc.field("query") <= until)))
     return Result(pa.concat_tables(tables))
 
 
@@ -242,51 +304,43 @@ def _chosen(rows: Sequence[Row], wanted: Sequence[Place]) -> tuple[list[Row], li
 
 
 def _read(
-    database: Database, session: Session, model: str, rows: Sequence[Row]
-) -> list[StoredPattern]:
-    prompt_id = rows[0].prompt_id
-    tokens = session.execute(
-        select(PromptToken.token_id, PromptToken.text)
-        .where(PromptToken.prompt_id == prompt_id)
-        .order_by(PromptToken.position)
-    ).all()
-    contents = _contents(database, session, prompt_id, rows)
-    starts = pa.array([q * (q + 1) // 2 for q in range(len(tokens) + 1)], pa.int32())
-    return [
-        StoredPattern(
-            model=model,
-            layer=row.layer,
-            head=row.head,
-            prompt=row.prompt,
-            token_ids=tuple(token.token_id for token in tokens),
-            tokens=tuple(token.text for token in tokens),
-            rows=pa.ListArray.from_arrays(starts, _numbers(contents[row.head_id])),
-            max_error=row.max_error,
-            run_id=row.run_id,
-        )
-        for row in rows
-    ]
-
-
-def _contents(
-    database: Database, session: Session, prompt_id: int, rows: Sequence[Row]
-) -> dict[int, bytes]:
+    database: Database, session: Session, rows: Mapping[str, Sequence[Row]]
+) -> dict[str, list[StoredPattern]]:
+    """The patterns behind rows, by model; each model's are on one prompt."""
+    every = [row for of_model in rows.values() for row in of_model]
     found = session.execute(
-        select(AttentionPattern.head_id, AttentionPattern.content).where(
-            AttentionPattern.prompt_id == prompt_id,
-            AttentionPattern.head_id.in_([row.head_id for row in rows if row.file is None]),
-        )
+        select(PromptToken.prompt_id, PromptToken.token_id, PromptToken.text)
+        .where(PromptToken.prompt_id.in_({row.prompt_id for row in every}))
+        .order_by(PromptToken.position)
     )
-    contents = {head_id: content or b"" for head_id, content in found}
-    for row in rows:
-        if row.file is not None:
-            contents[row.head_id] = pattern_rows.in_file(database, row)
-        elif pattern_files.checksum(contents[row.head_id]) != row.sha256:
-            raise StorageError(
-                f"the pattern of {row.name} on {_quoted(row.prompt)} is not as the catalog wrote "
-                "it; store it again with `heads patterns --force`"
-            )
-    return contents
+    # The same prompt has other tokens where a model has another tokenizer.
+    tokens: dict[int, list[tuple[int, str]]] = {}
+    for prompt_id, token_id, token in found:
+        tokens.setdefault(prompt_id, []).append((token_id, token))
+    contents = pattern_rows.contents(session, database, every)
+    return {
+        model: [
+            _pattern(model, row, tokens[row.prompt_id], contents[row.head_id]) for row in of_model
+        ]
+        for model, of_model in rows.items()
+    }
+
+
+def _pattern(
+    model: str, row: Row, tokens: Sequence[tuple[int, str]], content: bytes
+) -> StoredPattern:
+    starts = pa.array([q * (q + 1) // 2 for q in range(len(tokens) + 1)], pa.int32())
+    return StoredPattern(
+        model=model,
+        layer=row.layer,
+        head=row.head,
+        prompt=row.prompt,
+        token_ids=tuple(token_id for token_id, _ in tokens),
+        tokens=tuple(token for _, token in tokens),
+        rows=pa.ListArray.from_arrays(starts, _numbers(content)),
+        max_error=row.max_error,
+        run_id=row.run_id,
+    )
 
 
 def _numbers(content: bytes) -> pa.Array:

@@ -124,17 +124,17 @@ def _read(path: Path, source: str) -> Iterator[_Row]:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as a CSV file: {error}") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
-    if missing:
-        raise InputError(
-            f"{path} lacks the column {', '.join(missing)}; expected {', '.join(COLUMNS)}"
-        )
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
     try:
+        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
+        if missing:
+            raise InputError(
+                f"{path} lacks the column {', '.join(missing)}; expected {', '.join(COLUMNS)}"
+            )
         for record in reader:
             yield _row(record, f"{path}, line {reader.line_num}", reader.line_num, source)
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+        raise InputError(f"{path}, line {reader.reader.line_num}: {error}") from error
 
 
 def _row(record: dict[str, str | None], where: str, line: int, source: str) -> _Row:

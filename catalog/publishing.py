@@ -7,7 +7,7 @@ one run or the other, never a mixture.
 
 import contextlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -35,6 +35,7 @@ from catalog.orm import (
     Composition,
     Head,
     HeadVector,
+    Measured,
     Metric,
     Model,
     Probe,
@@ -46,7 +47,14 @@ from catalog.orm import (
     ScoreHistory,
     table,
 )
-from catalog.rows import Keys, composition_rows, salient_rows, score_rows, vector_rows
+from catalog.rows import (
+    Keys,
+    composition_rows,
+    measured_rows,
+    salient_rows,
+    score_rows,
+    vector_rows,
+)
 from catalog.rules import apply_rules, declare
 
 CLASSIFY = "classify"
@@ -115,6 +123,7 @@ def publish(
     taxonomies: Sequence[TaxonomySpec] = (),
     notes: Mapping[str, Any] | None = None,
     peak_memory: int | None = None,
+    fence: Callable[[], object] | None = None,
 ) -> None:
     """Make a run's results, and the labels that follow from its scores, visible together.
 
@@ -131,6 +140,7 @@ def publish(
         taxonomies: Those whose rules are applied to the model's published scores afterwards.
         notes: What was skipped and why.
         peak_memory: Bytes.
+        fence: Called when all is written and nothing is visible yet; what it raises undoes all.
 
     Raises:
         ValueError: If the run is not running, or a result is not what it is declared to be: a
@@ -165,6 +175,9 @@ def publish(
         for taxonomy in taxonomies:
             declare(session, taxonomy)
             apply_rules(session, model.name, _in_force(session, model.name, taxonomy))
+        if fence is not None:
+            session.flush()
+            fence()
     if has_removed:
         # What is published stays so: the next write reclaims what this one could not.
         with contextlib.suppress(HeadsError, DBAPIError):
@@ -209,6 +222,22 @@ def classify(database: Database, model: str, taxonomies: Sequence[TaxonomySpec])
         run.finished_at = datetime.now(UTC)
         run.seconds = (run.finished_at - now).total_seconds()
         return counts
+
+
+def status(database: Database, run_id: int) -> tuple[str, str | None]:
+    """A run's status, and the reason where it failed."""
+    with database.read_session() as session:
+        run = session.get_one(Run, run_id)
+        return run.status, run.error
+
+
+def running(database: Database) -> list[tuple[int, str, int, datetime]]:
+    """Runs under way on any host: id, host, process and when they began."""
+    with database.read_session() as session:
+        found = session.execute(
+            select(Run.id, Run.host, Run.pid, Run.started_at).where(Run.status == "running")
+        )
+        return [(run_id, host, pid, started) for run_id, host, pid, started in found]
 
 
 def reap(database: Database) -> list[int]:
@@ -318,12 +347,16 @@ def _register_metrics(session: Session, specs: Sequence[MetricSpec]) -> None:
         session.add(metric)
         session.flush()
         if session.get_bind().dialect.name == "postgresql" and not spec.is_vector:
-            session.execute(
-                text(
-                    f"CREATE TABLE score_metric_{metric.id} "
-                    f"PARTITION OF score FOR VALUES IN ({metric.id})"
-                )
-            )
+            add_partition(session, metric.id)
+
+
+def add_partition(session: Session, metric_id: int) -> None:
+    """Make room in PostgreSQL's `score` for a metric."""
+    session.execute(
+        text(
+            f"CREATE TABLE score_metric_{metric_id} PARTITION OF score FOR VALUES IN ({metric_id})"
+        )
+    )
 
 
 def _probe_row(session: Session, spec: ProbeSpec) -> Probe:
@@ -404,6 +437,9 @@ def _withdraw_replaced(session: Session, run: Run, model: Model) -> None:
             )
         )
         session.execute(delete(Score).where(scores))
+        session.execute(
+            delete(Measured).where(Measured.run_id == old_run, Measured.probe_id == probe)
+        )
         session.execute(delete(HeadVector).where(vectors))
         for entity in (Composition, SalientOperation):
             session.execute(
@@ -431,8 +467,10 @@ def _keys(session: Session, run: Run, model: Model, specs: Sequence[MetricSpec])
 
 
 def _rows(results: Results, keys: Keys) -> dict[type[Base], pa.Table]:
+    scores = score_rows(results.measurements, keys)
     found: dict[type[Base], pa.Table] = {
-        Score: score_rows(results.measurements, keys),
+        Score: scores,
+        Measured: measured_rows(scores),
         HeadVector: vector_rows(results.vectors, keys),
     }
     if results.compositions is not None:

@@ -48,6 +48,17 @@ def score_rows(measurements: Sequence[Measurement], keys: Keys) -> pa.Table:
     return _by_metric("value", [(one, _scores(one, keys)) for one in measurements], keys)
 
 
+def measured_rows(scores: pa.Table) -> pa.Table:
+    """Rows of `measured`, of what `score_rows` gives."""
+    if not scores.num_rows:
+        return pa.table({})
+    counted = scores.group_by(["run_id", "probe_id", "metric_id"]).aggregate(
+        [("value", "count", pc.CountOptions(mode=mode)) for mode in ("all", "only_valid")]
+    )
+    columns = ["run_id", "probe_id", "metric_id", "heads", "defined"]
+    return counted.rename_columns(columns).cast(pa.schema([(name, pa.int32()) for name in columns]))
+
+
 def vector_rows(vectors: Sequence[VectorMeasurement], keys: Keys) -> pa.Table:
     """Rows of `head_vector`.
 

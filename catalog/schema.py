@@ -2,6 +2,8 @@
 
 import importlib.util
 import io
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,74 +17,95 @@ from sqlalchemy import Connection
 from catalog.database import Database
 from catalog.errors import SchemaError
 
-_HISTORY = "migrations"
+_PACKAGE = "migrations"
 _MIGRATION_LOCK = 0x68656164  # "head": any number will do, if all migrating processes share it
 
 
-def _config(connection: Connection | None = None) -> Config:
-    spec = importlib.util.find_spec(_HISTORY)
+@dataclass(frozen=True)
+class History:
+    """A line of revisions."""
+
+    folder: str
+    """Within the package `migrations`."""
+    version_table: str
+    """Where a database says how far it has come."""
+    what: str
+    """What its tables are, in messages."""
+
+
+CATALOG = History(folder=".", version_table="alembic_version", what="catalog")
+JOBS = History(folder="jobs", version_table="jobs_version", what="job store")
+"""On a server beside the catalog's tables, else in a file of its own (`catalog.jobs`)."""
+
+
+def _config(connection: Connection | None = None, history: History = CATALOG) -> Config:
+    spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.origin:
         raise SchemaError("the package `migrations` is not installed; reinstall head-catalog")
     config = Config(stdout=io.StringIO())
-    config.set_main_option("script_location", str(Path(spec.origin).parent))
+    config.set_main_option("script_location", str(Path(spec.origin).parent / history.folder))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
+    config.attributes["version_table"] = history.version_table
     return config
 
 
-def head() -> str:
+@cache
+def head(history: History = CATALOG) -> str:
     """The revision that this release expects."""
-    revision = ScriptDirectory.from_config(_config()).get_current_head()
+    revision = ScriptDirectory.from_config(_config(history=history)).get_current_head()
     if revision is None:
         raise SchemaError("the package `migrations` holds no revision; reinstall head-catalog")
     return revision
 
 
-def current(connection: Connection) -> str | None:
+def current(connection: Connection, history: History = CATALOG) -> str | None:
     """The revision that the database is at; None before the first."""
-    return MigrationContext.configure(connection).get_current_revision()
+    options = {"version_table": history.version_table}
+    return MigrationContext.configure(connection, opts=options).get_current_revision()
 
 
-def require_current(connection: Connection, name: str) -> None:
+def require_current(connection: Connection, name: str, history: History = CATALOG) -> None:
     """Refuse a database that this release would misread.
 
     Raises:
         SchemaError: If its schema is absent, older or newer.
     """
-    found, expected = current(connection), head()
+    found, expected = current(connection, history), head(history)
     if found == expected:
         return
     if found is None:
-        raise SchemaError(f"{name} holds no catalog; make one with `heads db upgrade`")
-    _refuse_newer(found, name)
+        raise SchemaError(f"{name} holds no {history.what}; make one with `heads db upgrade`")
+    _refuse_newer(found, name, history)
     raise SchemaError(
-        f"{name} has schema {found}, older than this release's {expected}; "
+        f"{name} has schema {found} of its {history.what}, older than this release's {expected}; "
         "bring it up with `heads db upgrade`"
     )
 
 
 def upgrade(database: Database, revision: str = "head") -> tuple[str | None, str | None]:
-    """Bring the schema to `revision`, making the database if there is none.
+    """Bring the catalog's schema to `revision`, making the database if there is none.
+
+    On a server the job store lies in the same database, and comes to this release's schema too.
 
     Returns:
-        The revisions before and after.
+        The catalog's revisions before and after.
 
     Raises:
         SchemaError: If the database comes from a newer release.
     """
     with database.writing() as connection:
-        _wait_in_turn(connection)
-        before = current(connection)
-        if before is not None:
-            _refuse_newer(before, database.name)
-        connection.commit()
-        command.upgrade(_config(connection), revision)
-        connection.commit()
-        return before, current(connection)
+        wait_in_turn(connection)
+        came = bring_up(connection, database.name, CATALOG, revision)
+        if not database.is_duckdb:
+            bring_up(connection, database.name, JOBS)
+        return came
 
 
 def downgrade(database: Database, revision: str) -> tuple[str | None, str | None]:
-    """Take the schema back to `revision` (`-1`: one step, `base`: drop everything).
+    """Take the catalog's schema back to `revision` (`-1`: one step, `base`: drop everything).
+
+    The job store stays as it is; see `catalog.jobs.schema`.
 
     Returns:
         The revisions before and after.
@@ -91,19 +114,12 @@ def downgrade(database: Database, revision: str) -> tuple[str | None, str | None
         SchemaError: If there is no such revision.
     """
     with database.writing() as connection:
-        _wait_in_turn(connection)
-        before = current(connection)
-        connection.commit()
-        try:
-            command.downgrade(_config(connection), revision)
-        except CommandError as error:
-            raise SchemaError(f"cannot go back to {revision!r}: {error}") from error
-        connection.commit()
-        return before, current(connection)
+        wait_in_turn(connection)
+        return take_back(connection, revision, CATALOG)
 
 
 def check(database: Database) -> str:
-    """Verify that the database is at this release's revision and has exactly its tables.
+    """Verify that the catalog is at this release's revision and has exactly its tables.
 
     Returns:
         The revision.
@@ -115,17 +131,70 @@ def check(database: Database) -> str:
         raise SchemaError(f"there is no catalog at {database.name}; run `heads db upgrade`")
     # Autogenerate reads through temporary objects on some databases: hence the writing side.
     with database.writing() as connection:
-        require_current(connection, database.name)
-        connection.commit()
-        try:
-            command.check(_config(connection))
-        except AutogenerateDiffsDetected as error:
-            places = ", ".join(sorted({_place(diff) for diff in error.diffs}))
-            raise SchemaError(
-                f"{database.name} is at schema {head()} and yet not as declared: {places}; "
-                "restore a backup, or export what you need and start anew"
-            ) from error
-        return head()
+        return verify(connection, database.name, CATALOG)
+
+
+def bring_up(
+    connection: Connection, name: str, history: History, revision: str = "head"
+) -> tuple[str | None, str | None]:
+    """Bring a database's schema to `revision`; the caller has waited its turn.
+
+    Returns:
+        The revisions before and after.
+
+    Raises:
+        SchemaError: If the database comes from a newer release.
+    """
+    before = current(connection, history)
+    if before is not None:
+        _refuse_newer(before, name, history)
+    connection.commit()
+    command.upgrade(_config(connection, history), revision)
+    connection.commit()
+    return before, current(connection, history)
+
+
+def take_back(
+    connection: Connection, revision: str, history: History
+) -> tuple[str | None, str | None]:
+    """Take a database's schema back to `revision`; the caller has waited its turn.
+
+    Returns:
+        The revisions before and after.
+
+    Raises:
+        SchemaError: If there is no such revision.
+    """
+    before = current(connection, history)
+    connection.commit()
+    try:
+        command.downgrade(_config(connection, history), revision)
+    except CommandError as error:
+        raise SchemaError(f"cannot go back to {revision!r}: {error}") from error
+    connection.commit()
+    return before, current(connection, history)
+
+
+def verify(connection: Connection, name: str, history: History) -> str:
+    """Verify that a database is at this release's revision and has exactly its tables.
+
+    Returns:
+        The revision.
+
+    Raises:
+        SchemaError: If the revision differs, or a table differs from its declaration.
+    """
+    require_current(connection, name, history)
+    connection.commit()
+    try:
+        command.check(_config(connection, history))
+    except AutogenerateDiffsDetected as error:
+        places = ", ".join(sorted({_place(diff) for diff in error.diffs}))
+        raise SchemaError(
+            f"the {history.what} of {name} is at schema {head(history)} and yet not as declared: "
+            f"{places}; restore a backup, or export what you need and start anew"
+        ) from error
+    return head(history)
 
 
 def _place(diff: Any) -> str:
@@ -140,16 +209,19 @@ def _place(diff: Any) -> str:
     return str(rest[0].name)
 
 
-def _refuse_newer(found: str, name: str) -> None:
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if found not in known:
+def _refuse_newer(found: str, name: str, history: History) -> None:
+    revisions = ScriptDirectory.from_config(_config(history=history)).walk_revisions()
+    if found not in {script.revision for script in revisions}:
         raise SchemaError(
             f"{name} has schema {found}, which this release does not know: it was written by a "
             "newer one; upgrade with `pip install --upgrade head-catalog`"
         )
 
 
-def _wait_in_turn(connection: Connection) -> None:
-    """Two processes that migrate one PostgreSQL at once do so one after the other."""
+def wait_in_turn(connection: Connection) -> None:
+    """Two processes that migrate one PostgreSQL at once do so one after the other.
+
+    The lock is the connection's, not a transaction's, and goes when the connection closes.
+    """
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_lock({_MIGRATION_LOCK})")

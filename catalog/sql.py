@@ -1,9 +1,8 @@
 """Read-only SQL in, Arrow out: the same on DuckDB and PostgreSQL."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
@@ -11,30 +10,15 @@ from sqlalchemy import Connection, CursorResult, text
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from catalog.errors import QueryError
+from catalog.statements import NotReadingError, require_reading
+from catalog.tables import from_postgresql, tidy
 
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
 
-_READING = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
 _POSTGRESQL_READING = re.compile(r"(SELECT|WITH|VALUES|TABLE|EXPLAIN|SHOW)\b", re.IGNORECASE)
 _LEADING_COMMENT = re.compile(r"(\s+|--[^\n]*(\n|$)|/\*.*?\*/|\()+", re.DOTALL)
-
-# Of PostgreSQL's type numbers those that a result of ours can have; all others come as text.
-_ARROW_TYPES = {
-    16: pa.bool_(),
-    20: pa.int64(),
-    21: pa.int16(),
-    23: pa.int32(),
-    700: pa.float32(),
-    701: pa.float64(),
-    1021: pa.list_(pa.float32()),
-    1022: pa.list_(pa.float64()),
-    1082: pa.date32(),
-    1114: pa.timestamp("us"),
-    1184: pa.timestamp("us", tz="UTC"),
-    1700: pa.float64(),
-}
 
 
 class Result:
@@ -99,7 +83,7 @@ def run(connection: Connection, query: str, parameters: Mapping[str, Any] | None
             # Without this option a driver would take a percent sign for a placeholder.
             raw = connection.execution_options(no_parameters=True)
             result = raw.exec_driver_sql(query)
-        return Result(_tidy(result.cursor.to_arrow_table() if on_duckdb else _arrow(result)))
+        return Result(tidy(result.cursor.to_arrow_table() if on_duckdb else _arrow(result)))
     except (DBAPIError, StatementError) as error:
         reason = str(error.orig or error).strip().split("\n\n")[0]
         raise QueryError(f"the database refused the query: {reason}") from error
@@ -116,30 +100,11 @@ def _require_unicode(*values: object) -> None:
             raise QueryError(f"{value!r} is not UTF-8 text; give it as such") from None
 
 
-def _tidy(table: pa.Table) -> pa.Table:
-    """Make column names unique (value, value_1 ...) and sums of integers integers again."""
-    seen: dict[str, int] = {}
-    names, columns = [], []
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        count = seen[name] = seen.get(name, -1) + 1
-        names.append(f"{name}_{count}" if count else name)
-        whole = pa.types.is_decimal(column.type) and column.type.scale == 0
-        columns.append(column.cast(pa.int64(), safe=False) if whole else column)
-    return pa.table(columns, names=names)
-
-
 def _require_reading_duckdb(query: str) -> None:
     try:
-        statements = duckdb.extract_statements(query)
-    except duckdb.Error as error:
-        raise QueryError(f"the query is not SQL that DuckDB reads: {error}") from error
-    if len(statements) != 1:
-        raise QueryError(f"expected one statement, got {len(statements)}; run them one by one")
-    if statements[0].type not in _READING:
-        raise QueryError(
-            f"expected a query that reads (SELECT), got {statements[0].type.name}; "
-            "the catalog is written by `heads ingest`, `heads classify` and `heads labels import`"
-        )
+        require_reading(query)
+    except NotReadingError as error:
+        raise QueryError(str(error)) from error
 
 
 def _require_reading_postgresql(query: str) -> None:
@@ -154,20 +119,6 @@ def _require_reading_postgresql(query: str) -> None:
         )
 
 
-def _text(value: object) -> str:
-    return json.dumps(value) if isinstance(value, dict | list) else str(value)
-
-
 def _arrow(result: CursorResult[Any]) -> pa.Table:
     description = result.cursor.description if result.cursor else ()
-    rows = result.fetchall()
-    arrays = []
-    for index, column in enumerate(description):
-        kind = _ARROW_TYPES.get(cast("int", column[1]), pa.string())
-        values = [row[index] for row in rows]
-        if kind == pa.string():
-            values = [None if value is None else _text(value) for value in values]
-        elif kind == pa.float64():
-            values = [value if value is None else float(value) for value in values]
-        arrays.append(pa.array(values, type=kind))
-    return pa.Table.from_arrays(arrays, names=[column[0] for column in description])
+    return from_postgresql(description or (), result.fetchall())

@@ -5,9 +5,13 @@ from sqlalchemy import Connection
 from sqlalchemy.schema import SchemaItem
 
 import catalog.dialects  # noqa: F401 - registers what DuckDB needs
+from catalog.jobs.orm import Base as JobsBase
 from catalog.orm import Base
+from catalog.schema import JOBS
 
 PARTITION_PREFIX = "score_metric_"
+OF_JOBS = {JOBS.version_table, *JobsBase.metadata.tables}
+"""Tables of the other history, which on a server lie in the same database."""
 
 
 def include_object(
@@ -22,7 +26,7 @@ def include_object(
     if kind == "foreign_key_constraint":
         return dialect != "duckdb"
     if kind == "table" and reflected and name is not None:
-        return not name.startswith(PARTITION_PREFIX)
+        return name not in OF_JOBS and not name.startswith(PARTITION_PREFIX)
     return dialect in item.info.get("dialects", (dialect,))
 
 
