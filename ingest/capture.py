@@ -1,63 +1,36 @@
 """Storing the whole attention patterns of chosen heads on chosen prompts."""
 
-import contextlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import torch
 from jaxtyping import Float
-from sqlalchemy.exc import DBAPIError
 from torch import Tensor
 
 from catalog import Catalog, pattern_rows, patterns, publishing
 from catalog.declarations import PromptPatterns, Results, RunSpec
-from catalog.errors import HeadsError, InputError, ModelError, UsageError
+from catalog.errors import InputError, ModelError, UsageError
 from catalog.texts import readable
 from ingest.probes import files
 from ingest.probes.classes import TokenClasses
 from ingest.probes.sequences import Vocabulary
 from ingest.progress import Progress, Silence
 from ingest.provenance import device_name, forget_peak_memory, peak_memory, versions
-from ingest.readers import loading
 from ingest.readers.attention import attention_modules, observing, prove
 from ingest.readers.loading import LoadedModel, PreparedModel
-from ingest.readers.source import resolve
+from ingest.request import CaptureRequest
 from ingest.rows import Rows
+from ingest.run import Publisher, running
+from ingest.suites import OpenModel, if_it_fits
+
+__all__ = ["CaptureRequest", "Captured", "attention_patterns", "capture"]
 
 Head = tuple[int, int]
 """Layer and head, from 0."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptureRequest:
-    """Which heads' patterns to store, on what."""
-
-    model: str
-    heads: str
-    """Such as `L5H5,L6H9`; `L5` is the whole layer."""
-    prompts: tuple[str, ...] = ()
-    """Texts, tokenized as the tokenizer does by default."""
-    prompt_file: str | None = None
-    """JSONL as `--probe` takes it; a line may have a `name`."""
-    name: str | None = None
-    revision: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    force: bool = False
-    allow_pickle: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
-
-        Raises:
-            UsageError: If there is no prompt, or what should be heads is none.
-        """
-        patterns.places(self.heads)
-        if not self.prompts and not self.prompt_file:
-            raise UsageError("no prompt is given; expected --prompt TEXT or --prompt-file FILE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,35 +44,37 @@ class Captured:
 
 
 def capture(
-    catalog: Catalog, request: CaptureRequest, progress: Progress | None = None
+    catalog: Catalog,
+    request: CaptureRequest,
+    progress: Progress | None = None,
+    *,
+    publish: Publisher = publishing.publish,
 ) -> Captured:
     """Run a model once on each prompt, and keep the patterns of the heads asked for.
 
     What is stored already, of the same model revision, tokens and dtype, is not measured again
     unless the request has `force`.
 
+    Args:
+        catalog: Where to publish.
+        request: Which heads, on what.
+        progress: Told what is being done.
+        publish: Makes patterns visible; a worker's does so only while the job is its own.
+
     Raises:
-        ModelError: If the model cannot be read, or a head's pattern is undefined (NaN); nothing is
-            stored then.
+        ModelError: If the model cannot be read, a head's pattern is undefined (NaN), or the memory
+            does not hold a prompt; nothing is stored then.
         InputError: If a prompt cannot be used.
         UsageError: If the model has no such head.
     """
     progress = progress or Silence()
-    device = loading.choose_device(request.device)
-    dtype = loading.choose_dtype(request.dtype, device)
-    source = resolve(
-        request.model,
-        name=request.name,
-        revision=request.revision,
-        allow_pickle=request.allow_pickle,
-        on_progress=progress.stage,
-    )
-    prepared = loading.prepare(source, on_progress=progress.stage)
-    heads = _heads(prepared, request.heads)
-    prompts = _prompts(prepared, request)
-    database = catalog.database
+    model = OpenModel.of(request, progress)
+    heads = _heads(model.prepared, request.heads)
+    prompts = _prompts(model.prepared, request)
+    revision = model.prepared.source.revision
     done = [
-        pattern_rows.known(database, source.name, source.revision, dtype, one) for one in prompts
+        pattern_rows.known(catalog.database, model.name, revision, model.dtype, one)
+        for one in prompts
     ]
     todo = [
         (one, [head for head in heads if request.force or head not in known])
@@ -109,11 +84,11 @@ def capture(
     count = sum(len(left) for _, left in todo)
     runs = {known[head] for known in done for head in heads if head in known and not request.force}
     if todo:
-        loaded = loading.load(prepared, device=device, dtype=dtype, on_progress=progress.stage)
+        loaded = model.loaded
         progress.stage("proving that attention is read as the model computes it")
         prove(loaded.model, loaded.name)
         spec = RunSpec(
-            model=prepared.spec,
+            model=model.prepared.spec,
             suite=pattern_rows.SUITE,
             metrics=(),
             keyed_probes={},
@@ -124,12 +99,12 @@ def capture(
                 ]
             },
             versions=versions(),
-            device=device_name(device),
-            dtype=dtype,
+            device=device_name(model.device),
+            dtype=model.dtype,
         )
-        runs.add(_run(catalog, loaded, spec, todo, progress))
+        runs.add(_run(catalog, loaded, spec, todo, progress, publish))
     return Captured(
-        model=source.name,
+        model=model.name,
         stored=count,
         known=len(heads) * len(prompts) - count,
         run_ids=tuple(sorted(runs)),
@@ -159,37 +134,39 @@ def _run(
     spec: RunSpec,
     todo: Sequence[tuple[PromptPatterns, Sequence[Head]]],
     progress: Progress,
+    publish: Publisher,
 ) -> int:
     device = str(loaded.device)
     forget_peak_memory(device)
-    run_id = publishing.begin(catalog.database, spec)
-    try:
+    with running(catalog.database, spec) as run_id:
         progress.steps("patterns of prompts", len(todo))
         measured = []
         for one, heads in todo:
             measured.append(replace(one, patterns=_measured(loaded, one, heads)))
             progress.advance()
         progress.stage("publishing patterns")
-        publishing.publish(
+        publish(
             catalog.database,
             run_id,
             Results(patterns=measured),
             metrics=(),
+            taxonomies=(),
+            notes={},
             peak_memory=peak_memory(device),
         )
-    except BaseException as error:
-        reason = f"{type(error).__name__}: {error or 'interrupted'}"
-        # A database that cannot take the reason must not hide it.
-        with contextlib.suppress(HeadsError, DBAPIError):
-            publishing.fail(catalog.database, run_id, reason)
-        raise
     return run_id
 
 
 def _measured(
     loaded: LoadedModel, prompt: PromptPatterns, heads: Sequence[Head]
 ) -> Mapping[Head, pa.Array]:
-    found = attention_patterns(loaded, prompt.token_ids, heads)
+    measure = partial(attention_patterns, loaded, prompt.token_ids, heads)
+    found = if_it_fits(measure, loaded.device)
+    if found is None:
+        raise ModelError(
+            f"the memory does not hold {loaded.name} on {prompt.prompt[:60]!r}, "
+            f"{len(prompt.token_ids)} tokens; a shorter prompt takes less"
+        )
     for head, pattern in found.items():
         if not pattern.isfinite().all():
             raise ModelError(
@@ -221,10 +198,7 @@ def _heads(prepared: PreparedModel, text: str) -> list[Head]:
 
 
 def _prompts(prepared: PreparedModel, request: CaptureRequest) -> list[PromptPatterns]:
-    config = prepared.config
-    # What MPT calls its context.
-    context = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
-    vocabulary = Vocabulary(tokenizer=prepared.tokenizer, size=config.vocab_size, context=context)
+    vocabulary = Vocabulary.of(prepared.config, prepared.tokenizer)
     named = [(text, _tokens(text, vocabulary)) for text in request.prompts]
     if request.prompt_file:
         named += _from_file(Path(request.prompt_file), vocabulary)

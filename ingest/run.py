@@ -1,69 +1,39 @@
 """One ingest, from a model's name to published scores.
 
-A request is plain data, so that a queue can carry it; `ingest` is all that a task has to call.
+`ingest` is all that a task has to call.
 """
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy.exc import DBAPIError
 from transformers import PreTrainedConfig
 
 from catalog import Catalog, publishing
-from catalog.declarations import RunSpec
+from catalog.database import Database
+from catalog.declarations import MetricSpec, Results, RunSpec, TaxonomySpec
 from catalog.errors import HeadsError, InputError, ModelError, UsageError
 from ingest.classify import TAXONOMIES
 from ingest.probes import classes
 from ingest.probes.sequences import Vocabulary
 from ingest.progress import Progress, Silence
 from ingest.provenance import device_name, forget_peak_memory, peak_memory, versions
-from ingest.readers import loading
-from ingest.readers.source import resolve
+from ingest.request import IngestRequest
 from ingest.streaming import Workroom
-from ingest.suites import SUITES, Inputs, OpenModel, Plan
+from ingest.suites import SUITES, Inputs, OpenModel, Plan, batches, is_out_of_memory
+
+__all__ = ["Outcome", "Publisher", "ingest", "is_out_of_memory", "running"]
 
 _SHOWN = 8
 """Undefined heads that are told one by one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class IngestRequest:
-    """What to measure on which model, and how."""
-
-    model: str
-    suites: tuple[str, ...] = ()
-    """Empty: all that can be measured on this model."""
-    name: str | None = None
-    revision: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    relations: str | None = None
-    probe: str | None = None
-    only: bool = False
-    token_classes: tuple[str, ...] = ()
-    """Classes of the user over tokens' texts, each NAME=REGEX."""
-    force: bool = False
-    first_mlp: bool = True
-    allow_pickle: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant.
-
-        Raises:
-            UsageError: If a suite is unknown, or `only` has nothing to be the only one.
-            InputError: If a token class is badly declared.
-        """
-        classes.declared(self.token_classes)
-        for suite in self.suites:
-            if suite not in SUITES:
-                raise UsageError(f"no suite {suite!r}; there are {', '.join(SUITES)}")
-        if self.only and not (self.relations or self.probe):
-            raise UsageError("--only needs --relations DIR or --probe FILE to be the only one")
+_PLACE = re.compile(r"L\d+(H\d+)?")
+"""A head, or all heads of a layer; what else is undefined is a metric."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,36 +46,49 @@ class Outcome:
     is_new: bool
 
 
+class Publisher(Protocol):
+    """Makes a run's results visible, as `catalog.publishing.publish` does."""
+
+    def __call__(
+        self,
+        database: Database,
+        run_id: int,
+        results: Results,
+        /,
+        *,
+        metrics: Sequence[MetricSpec],
+        taxonomies: Sequence[TaxonomySpec],
+        notes: Mapping[str, Any],
+        peak_memory: int | None,
+    ) -> None: ...
+
+
 def ingest(
-    catalog: Catalog, request: IngestRequest, progress: Progress | None = None
+    catalog: Catalog,
+    request: IngestRequest,
+    progress: Progress | None = None,
+    *,
+    publish: Publisher = publishing.publish,
 ) -> list[Outcome]:
     """Measure a model and publish the scores, suite by suite.
 
     What is published already, with the same model revision, metric versions, probes and dtype,
     is not measured again unless the request has `force`.
 
+    Args:
+        catalog: Where to publish.
+        request: What to measure.
+        progress: Told what is being done.
+        publish: Makes results visible; a worker's does so only while the job is its own.
+
     Raises:
         ModelError: If the model cannot be read; the catalog is left as it was.
         InputError: If a probe or relation set cannot be used; the catalog is left as it was.
     """
     progress = progress or Silence()
-    device = loading.choose_device(request.device)
-    dtype = loading.choose_dtype(request.dtype, device)
-    source = resolve(
-        request.model,
-        name=request.name,
-        revision=request.revision,
-        allow_pickle=request.allow_pickle,
-        on_progress=progress.stage,
-    )
-    prepared = loading.prepare(source, on_progress=progress.stage)
-    config = prepared.config
-    vocabulary = Vocabulary(
-        tokenizer=prepared.tokenizer,
-        size=config.vocab_size,
-        context=getattr(config, "max_position_embeddings", None),
-        configured=_configured(config),
-    )
+    model = OpenModel.of(request, progress)
+    source, config = model.prepared.source, model.prepared.config
+    vocabulary = Vocabulary.of(config, model.prepared.tokenizer)
     if vocabulary.tokenizer is None and request.token_classes:
         raise InputError(
             f"--token-class is about texts of tokens, and {source.name} has no tokenizer; give "
@@ -117,7 +100,7 @@ def ingest(
         if not plan.probes:
             progress.note(f"{plan.suite}: this tokenizer can use nothing of what is shipped")
             continue
-        keys = _keys(plan, source.revision, dtype)
+        keys = _keys(plan, source.revision, model.dtype)
         done = publishing.published_runs(catalog.database, source.name, list(keys.values()))
         left = [name for name, key in keys.items() if request.force or key not in done]
         if left:
@@ -127,24 +110,14 @@ def ingest(
             outcomes.append(
                 Outcome(model=source.name, suite=plan.suite, run_ids=runs, is_new=False)
             )
-    model = OpenModel(prepared=prepared, device=device, dtype=dtype, progress=progress)
-    outcomes += [
-        _run(catalog, model, plan, keys, force=request.force, progress=progress)
-        for plan, keys in todo
-    ]
+    with batches(request.batch_share):
+        outcomes += [
+            _run(
+                catalog, model, plan, keys, force=request.force, progress=progress, publish=publish
+            )
+            for plan, keys in todo
+        ]
     return outcomes
-
-
-def _configured(config: PreTrainedConfig) -> dict[str, frozenset[int]]:
-    """Ids that the configuration names, by what they are for; some models end in several ways."""
-    found = {}
-    for name in ("bos", "eos", "pad"):
-        named = getattr(config, f"{name}_token_id", None)
-        ids = named if isinstance(named, list) else [named]
-        found[name] = frozenset(
-            token for token in ids if token is not None and 0 <= token < config.vocab_size
-        )
-    return found
 
 
 def _plans(
@@ -162,13 +135,13 @@ def _plans(
         try:
             plan = SUITES[suite](config, vocabulary, inputs)
         except ModelError as error:
-            if request.suites:
+            if request.suites and not request.if_possible:
                 raise
             progress.note(str(error))
             continue
         if plan is not None:
             plans.append(plan)
-    if not plans:
+    if not plans and not request.if_possible:
         raise UsageError(
             "nothing to measure: --only was given without an input for "
             f"{', '.join(request.suites or SUITES)}"
@@ -204,6 +177,7 @@ def _run(
     *,
     force: bool,
     progress: Progress,
+    publish: Publisher,
 ) -> Outcome:
     names = list(keys)
     metrics, notes = plan.metrics(names), plan.notes(names)
@@ -212,27 +186,24 @@ def _run(
         room.clear()
     forget_peak_memory(model.device)
     plan.open(model)
-    run_id = publishing.begin(
-        catalog.database,
-        RunSpec(
-            model=model.prepared.spec,
-            suite=plan.suite,
-            metrics=metrics,
-            keyed_probes={key: plan.probes[name] for name, key in keys.items()},
-            params=plan.params(names) | {"probes": _provenance(plan, names)},
-            versions=versions() | {"metrics": {m.family: m.version for m in metrics}},
-            device=device_name(model.device),
-            dtype=model.dtype,
-        ),
+    spec = RunSpec(
+        model=model.prepared.spec,
+        suite=plan.suite,
+        metrics=metrics,
+        keyed_probes={key: plan.probes[name] for name, key in keys.items()},
+        params=plan.params(names) | {"probes": _provenance(plan, names)},
+        versions=versions() | {"metrics": {m.family: m.version for m in metrics}},
+        device=device_name(model.device),
+        dtype=model.dtype,
     )
-    try:
+    with running(catalog.database, spec) as run_id:
         measured = plan.measure(model, names, room, progress)
         if measured.undefined:
             notes = notes | {"undefined": dict(measured.undefined)}
         if measured.notes:
             notes = notes | {"happened": dict(measured.notes)}
         progress.stage(f"publishing {plan.suite}")
-        publishing.publish(
+        publish(
             catalog.database,
             run_id,
             measured.results,
@@ -241,16 +212,24 @@ def _run(
             notes=notes,
             peak_memory=peak_memory(model.device),
         )
-    except BaseException as error:
-        reason = f"{type(error).__name__}: {error or 'interrupted'}"
-        # A database that cannot take the reason must not hide it.
-        with contextlib.suppress(HeadsError, DBAPIError):
-            publishing.fail(catalog.database, run_id, reason)
-        raise
     room.clear()
     for text in _told(notes):
         progress.note(text)
     return Outcome(model=model.name, suite=plan.suite, run_ids=(run_id,), is_new=True)
+
+
+@contextlib.contextmanager
+def running(database: Database, spec: RunSpec) -> Iterator[int]:
+    """Begin a run; where the block ends in an error, the run has failed for that reason."""
+    run_id = publishing.begin(database, spec)
+    try:
+        yield run_id
+    except BaseException as error:
+        reason = ": ".join(filter(None, (type(error).__name__, str(error))))
+        # A database that cannot take the reason must not hide it.
+        with contextlib.suppress(HeadsError, DBAPIError):
+            publishing.fail(database, run_id, reason)
+        raise
 
 
 def _provenance(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
@@ -267,7 +246,16 @@ def _told(notes: Mapping[str, Any]) -> Sequence[str]:
         for name, reasons in notes.get("skipped", {}).items()
         for relation, reason in reasons.items()
     ]
-    undefined = notes.get("undefined", {})
+    # One metric's in one layer or head stay in the notes: in a first layer, say, composition.
+    undefined = {
+        place: why for place, why in notes.get("undefined", {}).items() if " " not in place
+    }
+    metrics = [place for place in undefined if not _PLACE.fullmatch(place)]
+    if len(metrics) > 1:
+        reasons = {undefined[name] for name in metrics}
+        why = reasons.pop() if len(reasons) == 1 else "why is in the run's notes"
+        told.append(f"{', '.join(metrics)} have no score: {why}")
+        undefined = {place: undefined[place] for place in undefined if place not in metrics}
     told += [
         f"{place} has no score: {reason}" for place, reason in list(undefined.items())[:_SHOWN]
     ]

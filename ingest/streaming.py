@@ -7,6 +7,7 @@ again finds it there. The catalog sees nothing of it; a run is published as a wh
 import json
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from catalog.errors import StorageError
 from catalog.settings import load_settings
 from ingest.progress import Progress
 
@@ -60,6 +62,9 @@ class Workroom:
             n_layers: How many there are.
             work: What to do for one layer.
             progress: Told of every layer.
+
+        Raises:
+            StorageError: If there is no room for what is to be kept.
         """
         progress.steps(name, n_layers)
         done = []
@@ -98,8 +103,21 @@ def _read(path: Path) -> Kept | None:
 
 
 def _write(path: Path, kept: Kept) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{time.monotonic_ns()}.part")
+    part = path.with_suffix(f".{uuid.uuid4().hex}.part")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in kept.tensors.items()}
-    save_file(tensors, part, metadata={"undefined": json.dumps(dict(kept.undefined))})
-    part.replace(path)
+    metadata = {"undefined": json.dumps(dict(kept.undefined))}
+    for is_last in (False, False, False, True):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, part, metadata=metadata)
+            part.replace(path)
+        except (OSError, SafetensorError) as error:
+            part.unlink(missing_ok=True)
+            # Another run that measures the same may have ended, and cleared the room.
+            if is_last:
+                raise StorageError(
+                    f"{path.parent} cannot be written ({error}); make room, or name another "
+                    "folder in HEADS_WORK_DIR"
+                ) from error
+        else:
+            return

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar, Unpack
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -80,12 +80,24 @@ class Declared(Generic[F]):
     with_context: bool = True
     """Of dynamic metrics: in an ordinary run, or with attention forced onto the source."""
     needs: tuple[str, ...] = ()
-    """Parts of `LayerHeads` and fields of `ModelMatrices` without which all heads are undefined; of
-    output metrics, the fields of `HeadOutputs` that they read."""
+    """Of metrics of weights the parts of `LayerHeads` and fields of `ModelMatrices` without which
+    all heads are undefined; of output metrics, the fields of `HeadOutputs` that they read."""
     finish: Finish | None = None
     """Of group metrics: what the sums over a group of sequences come to."""
     needs_tokens: bool = False
     """Whether the metric is of which tokens are the same, in texts."""
+
+
+class Facts(TypedDict):
+    """What is to be said of a metric; the first line of its docstring describes it."""
+
+    name: str
+    version: int
+    """Raised whenever a change moves numbers."""
+    unit: str
+    range: tuple[float | None, float | None]
+    source: str
+    """The paper, and the formula where the paper leaves some of it open."""
 
 
 PATTERN_METRICS: dict[str, Declared[PatternFunction]] = {}
@@ -99,18 +111,15 @@ VECTOR_METRICS: dict[str, Declared[VectorFunction]] = {}
 OUTPUT_METRICS: dict[str, Declared[OutputFunction]] = {}
 RETRIEVAL_METRICS: dict[str, Declared[RetrievalFunction]] = {}
 COMPOSITION_METRICS: dict[str, Declared[CompositionFunction]] = {}
-_NAMES: set[str] = set()
+VERSIONS: dict[str, int] = {}
+"""Of every metric that is declared."""
 
 
 def pattern_metric(
     *,
-    name: str,
-    version: int,
-    unit: str,
-    range: tuple[float, float | None],  # noqa: A002 - the word for it
-    source: str,
     needs_period: bool = False,
     needs_tokens: bool = False,
+    **facts: Unpack[Facts],
 ) -> Callable[[PatternFunction], PatternFunction]:
     """Declare a metric of attention patterns.
 
@@ -123,24 +132,16 @@ def pattern_metric(
     """
     return _into(
         PATTERN_METRICS,
-        name=name,
-        version=version,
-        unit=unit,
-        range=range,
-        source=source,
         needs_period=needs_period,
         needs_tokens=needs_tokens,
+        **facts,
     )
 
 
 def pattern_group_metric(
     *,
-    name: str,
-    version: int,
-    unit: str,
-    range: tuple[float, float | None],  # noqa: A002 - the word for it
-    source: str,
     finish: Finish,
+    **facts: Unpack[Facts],
 ) -> Callable[[GroupFunction], GroupFunction]:
     """Declare a metric of attention patterns that compares sequences of one length.
 
@@ -151,22 +152,13 @@ def pattern_group_metric(
     """
     return _into(
         PATTERN_GROUP_METRICS,
-        name=name,
-        version=version,
-        unit=unit,
-        range=range,
-        source=source,
         finish=finish,
+        **facts,
     )
 
 
 def class_metric(
-    *,
-    name: str,
-    version: int,
-    unit: str,
-    range: tuple[float, float | None],  # noqa: A002 - the word for it
-    source: str,
+    **facts: Unpack[Facts],
 ) -> Callable[[ClassFunction], ClassFunction]:
     """Declare a metric of the attention that a class of tokens gets.
 
@@ -175,7 +167,7 @@ def class_metric(
     every position that counts. The score is the quotient of their sums over positions and
     sequences, in float64; undefined where it is 0 / 0.
     """
-    return _into(CLASS_METRICS, name=name, version=version, unit=unit, range=range, source=source)
+    return _into(CLASS_METRICS, **facts)
 
 
 def relation_metric(
@@ -228,6 +220,7 @@ def copying_metric(
     """
     return _into(
         COPYING_METRICS,
+        needs=("value", "output"),
         name=name,
         version=version,
         unit="share of tokens",
@@ -239,12 +232,8 @@ def copying_metric(
 
 def weight_metric(
     *,
-    name: str,
-    version: int,
-    unit: str,
-    range: tuple[float, float | None],  # noqa: A002 - the word for it
-    source: str,
     needs: tuple[str, ...],
+    **facts: Unpack[Facts],
 ) -> Callable[[WeightFunction], WeightFunction]:
     """Declare a metric of one layer's weights: float64 per head, NaN where it is undefined.
 
@@ -254,23 +243,15 @@ def weight_metric(
     return _into(
         WEIGHT_METRICS,
         _where_possible(needs, ()),
-        name=name,
-        version=version,
-        unit=unit,
-        range=range,
-        source=source,
         needs=needs,
+        **facts,
     )
 
 
 def vector_metric(
     *,
-    name: str,
-    version: int,
-    unit: str,
-    range: tuple[float, float | None],  # noqa: A002 - the word for it
-    source: str,
     needs: tuple[str, ...],
+    **facts: Unpack[Facts],
 ) -> Callable[[VectorFunction], VectorFunction]:
     """Declare a metric that is a list of numbers per head, otherwise as `weight_metric`.
 
@@ -279,22 +260,13 @@ def vector_metric(
     return _into(
         VECTOR_METRICS,
         _where_possible(needs, (1,)),
-        name=name,
-        version=version,
-        unit=unit,
-        range=range,
-        source=source,
         needs=needs,
+        **facts,
     )
 
 
 def retrieval_metric(
-    *,
-    name: str,
-    version: int,
-    unit: str,
-    range: tuple[float, float | None],  # noqa: A002 - the word for it
-    source: str,
+    **facts: Unpack[Facts],
 ) -> Callable[[RetrievalFunction], RetrievalFunction]:
     """Declare a metric of a needle in a haystack that is asked for and said again.
 
@@ -303,19 +275,13 @@ def retrieval_metric(
     same token (else -1), and whether the model finds it the likeliest. The score is the mean over
     sequences in which the model says at least one; undefined without such a sequence.
     """
-    return _into(
-        RETRIEVAL_METRICS, name=name, version=version, unit=unit, range=range, source=source
-    )
+    return _into(RETRIEVAL_METRICS, **facts)
 
 
 def output_metric(
     *,
-    name: str,
-    version: int,
-    unit: str,
-    range: tuple[float | None, float | None],  # noqa: A002 - the word for it
-    source: str,
     needs: tuple[str, ...],
+    **facts: Unpack[Facts],
 ) -> Callable[[OutputFunction], OutputFunction]:
     """Declare a metric of what one layer's heads write while the model runs.
 
@@ -326,17 +292,13 @@ def output_metric(
     """
     return _into(
         OUTPUT_METRICS,
-        name=name,
-        version=version,
-        unit=unit,
-        range=range,
-        source=source,
         needs=needs,
+        **facts,
     )
 
 
 def composition_metric(
-    *, name: str, version: int, source: str
+    *, name: str, version: int, source: str, needs: tuple[str, ...]
 ) -> Callable[[CompositionFunction], CompositionFunction]:
     """Declare what is kept of a head's composition scores with many others, NaN among them."""
     return _into(
@@ -346,6 +308,7 @@ def composition_metric(
         unit="share of the product of norms",
         range=(0.0, 1.0),
         source=source,
+        needs=needs,
     )
 
 
@@ -360,9 +323,9 @@ def _into(
         metric = Declared(
             description=function.__doc__.splitlines()[0], compute=wrap(function), **facts
         )
-        if metric.name in _NAMES:
+        if metric.name in VERSIONS:
             raise ValueError(f"metric {metric.name} is declared twice")
-        _NAMES.add(metric.name)
+        VERSIONS[metric.name] = metric.version
         registry[metric.name] = metric
         return function
 

@@ -23,6 +23,7 @@ for _kind, _where in READS.items():
     composition_metric(
         name=f"{_kind}_composition",
         version=1,
+        needs=(_kind,),
         source=(
             "Elhage et al. 2021, A Mathematical Framework for Transformer Circuits (composition "
             "scores); largest |AB| / (|A| |B|) over all heads of earlier layers, where random "

@@ -8,7 +8,8 @@ that nothing lies along an axis:
 - `one`: the same direction for all tokens, from the embedding. The first MLP takes a quarter away.
 - `position`: of GPT-2 only, (cos w_f i, sin w_f i) for each frequency.
 - `previous`: what the previous-token head has written, the code of the token before.
-- `output`: what copiers and relation heads write; token u is unembedded along c_u of this part.
+- `output`: what copiers, induction and relation heads write; token u is unembedded along c_u of
+  this part.
 - `ladder`: one direction, along which token u is also unembedded, by l_u = 2 u / (V - 1) - 1. Every
   head writes `LADDER` times it, whatever it reads, so that no two of its logits are equal.
 
@@ -44,8 +45,13 @@ the distance to its second largest value, span_d that to its smallest. Scores of
 
 What is written, of a token's code c_x and of `one`, beside the ladder:
 
-- copier: c_x into `output`; suppressor: -c_x; relation: c_t for the pairs (x, t), else nothing.
+- copier and induction: c_x into `output`; suppressor: -c_x; relation: c_t for the pairs (x, t),
+  else nothing.
 - all others: nothing.
+
+So the induction head copies what it attends to. While a needle is said again it is the retrieval
+head (Wu et al. 2024, arXiv:2404.15574), and the model says the token that it copies unless the
+ladder lifts another higher.
 """
 
 import math
@@ -123,9 +129,9 @@ ARCHITECTURES = tuple(LAYOUTS)
 _LEARNED_FREQUENCIES = 16
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Design:
-    """Sizes, and the numbers that follow from them; no weights."""
+    """Sizes, and the numbers that follow from them; no weights. Equal to itself alone."""
 
     architecture: str
     vocabulary: int
@@ -189,6 +195,7 @@ class Design:
             "one": 1 + MLP_ONE if layer else 1.0,
             "position": 1.0 if self.learned else 0.0,
             "previous": 1.0 if layer else 0.0,
+            "output": 1.0 if layer > 1 else 0.0,
             "ladder": layer * self.n_heads * LADDER,
         }
 

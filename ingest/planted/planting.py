@@ -75,7 +75,9 @@ def plant(architecture: str, *, seed: int = 0, **sizes: int) -> Planted:
     generator = torch.Generator().manual_seed(seed)
     roles = _placed(plan, generator)
     with torch.random.fork_rng(devices=[]):
-        model = AutoModelForCausalLM.from_config(_config(plan), dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_config(
+            _config(plan), dtype=torch.float32, trust_remote_code=False
+        ).eval()
     rotation = _rotation(plan, generator)
     layers = [
         _disguised(plan, _layer(plan, layer, row), generator) for layer, row in enumerate(roles)

@@ -21,17 +21,37 @@ of T distinct tokens said twice after `bos` others, for instance,
   class's share of tokens for uniform attention, whose token_lift is therefore 1.
 
 Writing. Of the token s that it reads, a head's weights write, up to a factor of the layer, logits
-l(u) = sign [u = m(s)] + g l_u, for m the identity (copier, and suppressor with sign -1), the
-relation's pairs, or nothing; g is LADDER times what weights make of `one` over what they make of a
-token's code. All ranks follow. As a map of embeddings, with M of ones at (s, m(s)), it is
-sign M + g 1 l^T, and sum(l) = 0. So its eigenvalues are all 1 for the copier, -1 for the
+l(u) = sign [u = m(s)] + g l_u, for m the identity (copier, induction, and suppressor with sign
+-1), the relation's pairs, or nothing; g is LADDER times what weights make of `one` over what they
+make of a token's code. All ranks follow. As a map of embeddings, with M of ones at (s, m(s)), it
+is sign M + g 1 l^T, and sum(l) = 0. So its eigenvalues are all 1 for what copies, -1 for the
 suppressor; 0 for heads that write the ladder alone. The relation's M is nilpotent, for its targets
 are no sources; the ladder makes that +-sqrt(g sum of l over targets), of sum 0.
+
+In a run. At q a head writes o(q), the mean over S(q) of what it writes of a token: LADDER of the
+ladder, and a code into `previous` or `output`, or none. All parts are orthogonal, so that
+
+- output_norm is LADDER for heads that write the ladder alone, sqrt(1 + LADDER^2) for the
+  previous-token and the induction head, and for a copier sqrt(sum of squares of the tokens' shares
+  of 0 ... q, + LADDER^2);
+- residual_share: n heads of a layer write n LADDER of the ladder; where one of them also writes a
+  code of length 1, it has (n LADDER^2 + 1) / (n^2 LADDER^2 + 1) of it all, each other
+  n LADDER^2 / (n^2 LADDER^2 + 1), and 1 / n where none does;
+- the logit of u is the final norm's factor, known since all lengths are, times o's part c_u of
+  `output` and l_u times its ladder. Of all u on average the ladder gives 0, a code 1 / V;
+- retrieval: the model says the u with the largest logit. While it says a needle again, the
+  induction head attends to the needle's next token: its score is the share of the needle that the
+  model says, and that of heads which attend to one other token is 0.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ingest.planted.design import (
     EPSILON,
@@ -43,6 +63,7 @@ from ingest.planted.design import (
     Design,
     Role,
 )
+from ingest.probes.sequences import Needle
 
 SHARPNESS = 5 * EPSILON
 """Total variation between a row of attention and its ideal, at most.
@@ -56,6 +77,8 @@ _ABSENT = 1e-5
 """Of what is 0 on paper and computed as a sum."""
 
 Keys = Sequence[int]
+Heads = Mapping[Role, tuple[int, int]]
+"""Layer and head by role."""
 
 
 class NotDerivedError(ValueError):
@@ -78,13 +101,15 @@ class Facts:
     period: int | None = None
     """As in probes: the length of a block that is said twice, where that is all there is."""
     bos: int = 0
+    needles: Sequence[Needle] = ()
+    """One per sequence, or none at all."""
     pairs: Mapping[int, int] = field(default_factory=dict)
     k: int = 10
 
 
 def expected(
     design: Design,
-    heads: Mapping[Role, tuple[int, int]],
+    heads: Heads,
     metric: str,
     role: Role,
     facts: Facts | None = None,
@@ -93,26 +118,24 @@ def expected(
 
     Args:
         design: Of the model.
-        heads: Layer and head by role.
+        heads: Where each role's is.
         metric: Its name in the catalog, without a relation's or class's; of classes, the metric of
             the design's.
         role: Which head.
-        facts: Sequences for metrics of patterns, pairs and k for those of relations.
+        facts: Sequences for metrics of patterns and outputs, needles for those of retrieval, pairs
+            and k for those of relations.
 
     Raises:
         NotDerivedError: If it does not follow from the design: an unknown metric, a token said so
             often that a head's attention is divided, or a rank among equals.
     """
-    if metric in _OF_ROWS:
-        return _of_patterns(design, metric, role, facts or Facts())
-    if metric in _OF_SAME_TOKEN:
-        return _of_same_token(design, metric, role, facts or Facts())
-    if metric in _OF_CLASS:
-        return _of_class(design, metric, role, facts or Facts())
-    if metric == "positional":
-        return _positional(design, role, facts or Facts())
+    facts = facts or Facts()
+    if metric in _OF_PATTERNS:
+        return _OF_PATTERNS[metric](design, metric, role, facts)
+    if metric in _OF_RUNS:
+        return _OF_RUNS[metric](design, heads, metric, role, facts)
     if metric in _RANKED:
-        return Expected(value=_RANKED[metric](design, heads[role][0], role, facts or Facts()))
+        return Expected(value=_RANKED[metric](design, heads[role][0], role, facts))
     if metric in _OF_WEIGHTS:
         return _OF_WEIGHTS[metric](design, heads[role][0], role)
     raise NotDerivedError(f"nothing is derived for {metric}")
@@ -197,7 +220,7 @@ _OF_ROWS: Mapping[str, tuple[int, Row]] = {
 """By metric: the first query that counts (-1: that of the second copy), and its value there."""
 
 
-def _of_patterns(design: Design, metric: str, role: Role, facts: Facts) -> Expected:
+def _of_rows(design: Design, metric: str, role: Role, facts: Facts) -> Expected:
     first, value = _OF_ROWS[metric]
     if first < 0 and facts.period is None:
         raise NotDerivedError(f"{metric} needs a block said twice")
@@ -267,7 +290,7 @@ def _tolerance(metric: str, length: int) -> float:
     return t
 
 
-def _positional(design: Design, role: Role, facts: Facts) -> Expected:
+def _positional(design: Design, _metric: str, role: Role, facts: Facts) -> Expected:
     """1 - sum_b |P_b - mean_b P|^2 / sum_b |P_b - u|^2: 1 if S does not depend on tokens."""
     if len(facts.tokens) < 2 or len(set(map(len, facts.tokens))) > 1:  # noqa: PLR2004 - a pair
         raise NotDerivedError("positional needs at least two sequences, of one length")
@@ -285,12 +308,171 @@ def _positional(design: Design, role: Role, facts: Facts) -> Expected:
     return Expected(value=1 - apart / deviation, tolerance=moved)
 
 
+_OF_PATTERNS: Mapping[str, Callable[[Design, str, Role, Facts], Expected]] = {
+    **dict.fromkeys(_OF_ROWS, _of_rows),
+    **dict.fromkeys(_OF_SAME_TOKEN, _of_same_token),
+    **dict.fromkeys(_OF_CLASS, _of_class),
+    "positional": _positional,
+}
+
+
+# --- what heads write in a run ---
+
+
+@lru_cache(maxsize=256)
+def _written(
+    design: Design, role: Role, tokens: tuple[int, ...]
+) -> Float[Tensor, "position direction"]:
+    """o(q) for every position q: the codes of `previous`, those of `output`, and the ladder."""
+    n, v = len(tokens), design.vocabulary
+    attention = torch.zeros(n, n, dtype=torch.float64)
+    for q, keys in enumerate(attended(design, role, tokens)):
+        attention[q, list(keys)] = 1 / len(keys)
+    of_token = torch.zeros(v, 2 * v + 1, dtype=torch.float64)
+    of_token[:, -1] = LADDER
+    if role is Role.PREVIOUS:
+        of_token[range(v), range(v)] = 1
+    for source, target in mapping(design, role).items():
+        of_token[source, v + target] = -1 if role is Role.SUPPRESSOR else 1
+    return attention @ of_token[list(tokens)]
+
+
+def _added(
+    design: Design, heads: Heads, layer: int, tokens: Sequence[int]
+) -> Float[Tensor, "position direction"]:
+    """What all heads of a layer write."""
+    roles = [role for role, place in heads.items() if place[0] == layer]
+    idle = [Role.UNIFORM] * (design.n_heads - len(roles))
+    written = [_written(design, role, tuple(tokens)) for role in [*roles, *idle]]
+    return torch.stack(written).sum(dim=0)
+
+
+def _stream(
+    design: Design, heads: Heads, tokens: Sequence[int]
+) -> Float[Tensor, "position direction"]:
+    """What all heads write, at the end; tokens, `one` and positions are not in it."""
+    layers = [_added(design, heads, layer, tokens) for layer in range(design.n_layers)]
+    return torch.stack(layers).sum(dim=0)
+
+
+def _logits(
+    design: Design, stream: Float[Tensor, "position direction"]
+) -> Float[Tensor, "position vocab"]:
+    """Before the final norm's factor."""
+    v = design.vocabulary
+    ladder = torch.tensor([design.ladder(token) for token in range(v)], dtype=torch.float64)
+    return stream[:, v : 2 * v] + stream[:, -1:] * ladder
+
+
+_MOVED = 2 * SHARPNESS + _ABSENT
+"""How far what a head writes may be off: a code of length 1 by each row's attention; rounding."""
+
+
+def _of_outputs(
+    design: Design,
+    heads: Heads,
+    metric: str,
+    role: Role,
+    facts: Facts,
+) -> Expected:
+    values, moved = [], []
+    for tokens in facts.tokens:
+        own = _written(design, role, tuple(tokens))
+        norm = own.norm(dim=1)
+        if metric == "output_norm":
+            values.append(norm)
+            moved.append(torch.full_like(norm, _MOVED))
+        elif metric == "residual_share":
+            added = _added(design, heads, heads[role][0], tokens)
+            whole = added.norm(dim=1)
+            values.append((own * added).sum(dim=1) / whole**2)
+            # Both are off; of each layer's heads no more than one is sharp and writes a code.
+            moved.append(_MOVED * (1 / whole + 3 * norm / whole**2))
+        else:
+            factor = _final_factor(design, heads, tokens)[:-1]
+            logits = _logits(design, own)[:-1]
+            of_next = logits[range(len(tokens) - 1), list(tokens[1:])]
+            of_all = logits.mean(dim=1) if metric.endswith("centered") else 0
+            values.append(factor * (of_next - of_all))
+            moved.append(factor * _MOVED * (1 + norm[:-1]))
+    if not values:
+        raise NotDerivedError(f"{metric} needs sequences")
+    return Expected(value=float(torch.cat(values).mean()), tolerance=float(torch.cat(moved).mean()))
+
+
+def _final_factor(
+    design: Design, heads: Heads, tokens: Sequence[int]
+) -> Float[Tensor, " position"]:
+    """What the norm before the unembedding multiplies with, at every position."""
+    fixed = {name: design.residual(1)[name] for name in ("token", "one", "position")}
+    lengths = _stream(design, heads, tokens).norm(dim=1).tolist()
+    factors = [design.factor(fixed | {"written": length}) for length in lengths]
+    return torch.tensor(factors, dtype=torch.float64)
+
+
+_CLEAR = 1e-3
+"""What the model says has a logit so far above all others, before the final norm's factor."""
+
+
+def _of_retrieval(
+    design: Design,
+    heads: Heads,
+    metric: str,
+    role: Role,
+    facts: Facts,
+) -> Expected:
+    if not facts.needles:
+        raise NotDerivedError(f"{metric} needs needles")
+    values = []
+    for tokens, needle in zip(facts.tokens, facts.needles, strict=True):
+        said = _said(design, heads, tokens)
+        queries = [i - 1 for i in needle.answer if said[i - 1] == tokens[i]]
+        if not queries:
+            continue
+        attention = attended(design, role, tokens)
+        copied = [
+            _attended_most(attention[q], [k for k in needle.needle if tokens[k] == tokens[q + 1]])
+            for q in queries
+        ]
+        found = [key for key in copied if key is not None]
+        count = len(set(found) if metric == "retrieval" else found)
+        values.append(count / len(needle.needle))
+    return Expected(value=math.fsum(values) / len(values) if values else None)
+
+
+def _said(design: Design, heads: Heads, tokens: Sequence[int]) -> list[int]:
+    """The token with the largest logit, at every position."""
+    top = _logits(design, _stream(design, heads, tokens)).topk(2, dim=1)
+    if (top.values[:, 0] - top.values[:, 1]).min() < _CLEAR:
+        raise NotDerivedError("two tokens have the same logit on paper")
+    said: list[int] = top.indices[:, 0].tolist()
+    return said
+
+
+def _attended_most(keys: Keys, wanted: Sequence[int]) -> int | None:
+    """Which wanted key has the most attention; None where another has it."""
+    found = [key for key in wanted if key in keys]
+    if found and len(keys) > 1:
+        raise NotDerivedError("which of several keys is attended most is rounding")
+    return found[0] if found else None
+
+
+_OF_RUNS: Mapping[str, Callable[[Design, Heads, str, Role, Facts], Expected]] = {
+    "output_norm": _of_outputs,
+    "residual_share": _of_outputs,
+    "direct_logit_attribution": _of_outputs,
+    "direct_logit_attribution_centered": _of_outputs,
+    "retrieval": _of_retrieval,
+    "retrieval_uncapped": _of_retrieval,
+}
+
+
 # --- ranks of logits ---
 
 
 def mapping(design: Design, role: Role | None) -> Mapping[int, int]:
     """m: which token's output direction a head writes for which token."""
-    if role in (Role.COPIER, Role.SUPPRESSOR):
+    if role in (Role.COPIER, Role.SUPPRESSOR, Role.INDUCTION):
         return {token: token for token in range(design.vocabulary)}
     return design.pairs if role is Role.RELATION else {}
 
@@ -392,13 +574,14 @@ def _ov_effective_rank(design: Design, layer: int, role: Role) -> Expected:
 
 def _ov_copying(_design: Design, _layer: int, role: Role) -> Expected:
     _refuse_nilpotent(role, Role.PREVIOUS)
-    values = {Role.COPIER: 1.0, Role.SUPPRESSOR: -1.0, Role.RELATION: 0.0}
+    values = {Role.COPIER: 1.0, Role.INDUCTION: 1.0, Role.SUPPRESSOR: -1.0, Role.RELATION: 0.0}
     return Expected(value=values.get(role), tolerance=_ROUNDING)
 
 
 def _ov_positive(_design: Design, _layer: int, role: Role) -> Expected:
     _refuse_nilpotent(role, Role.PREVIOUS, Role.RELATION)
-    return Expected(value={Role.COPIER: 1.0, Role.SUPPRESSOR: 0.0}.get(role))
+    values = {Role.COPIER: 1.0, Role.INDUCTION: 1.0, Role.SUPPRESSOR: 0.0}
+    return Expected(value=values.get(role))
 
 
 def _refuse_nilpotent(role: Role, *nilpotent: Role) -> None:

@@ -10,9 +10,12 @@ import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from catalog.errors import InputError
-from ingest.probes.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from ingest.probes.vocabulary import Vocabulary
 
 VERSION = 1
 """Raised when a built-in class gets other tokens; what was measured with it is measured again."""
@@ -58,7 +61,7 @@ class TokenClasses:
         """Equal exactly where the same tokens are in the same classes."""
         return json.dumps([VERSION, sorted(self.own.items())])
 
-    def members(self, vocabulary: Vocabulary, tokens: Iterable[int]) -> dict[str, frozenset[int]]:
+    def members(self, vocabulary: "Vocabulary", tokens: Iterable[int]) -> dict[str, frozenset[int]]:
         """Which of these tokens are in which class; without a tokenizer there are no classes."""
         if vocabulary.tokenizer is None:
             return {}
@@ -75,7 +78,7 @@ class TokenClasses:
         return found | {SPECIAL: frozenset(special)}
 
     def marks(
-        self, vocabulary: Vocabulary, sequences: Sequence[Sequence[int]]
+        self, vocabulary: "Vocabulary", sequences: Sequence[Sequence[int]]
     ) -> dict[str, list[list[bool]]]:
         """Per class and sequence, whether each token is in the class."""
         members = self.members(vocabulary, (token for tokens in sequences for token in tokens))

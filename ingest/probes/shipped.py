@@ -47,7 +47,8 @@ def shipped(vocabulary: Vocabulary, classes: TokenClasses) -> list[SequenceProbe
     period = PERIOD if context is None else min(PERIOD, (context - 1) // 2)
     probes = []
     for suffix, bos in ways:
-        probes.append(_random_repeat(f"random_repeat{suffix}", period, bos=bos))
+        if period > 0:
+            probes.append(_random_repeat(f"random_repeat{suffix}", period, bos=bos))
         if vocabulary.tokenizer is None:
             continue
         probes += [_text(name, suffix, classes, bos=bos) for name in _TEXTS]
@@ -61,9 +62,10 @@ def _random_repeat(name: str, period: int, *, bos: bool) -> SequenceProbe:
 
     def encode(vocabulary: Vocabulary) -> Encoded:
         ordinary = vocabulary.ordinary_tokens
-        if len(ordinary) < PERIOD:
+        if len(ordinary) < period:
             raise InputError(
-                f"the tokenizer has {len(ordinary)} ordinary tokens; random_repeat needs {PERIOD}"
+                f"the model has {len(ordinary)} ordinary tokens; {name} needs {period} different "
+                "ones; bring a probe of your own with --probe, and --only"
             )
         generator = torch.Generator().manual_seed(SEED)
         first = _first(vocabulary, bos=bos)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import cast
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from catalog.errors import ModelError
 
@@ -23,6 +23,20 @@ class Vocabulary:
     """Longest sequence that the model's positions allow."""
     configured: Mapping[str, frozenset[int]] = field(default_factory=dict)
     """Ids that the configuration calls `bos`, `eos` or `pad`; used where there is no tokenizer."""
+
+    @classmethod
+    def of(
+        cls, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None
+    ) -> "Vocabulary":
+        """That of a model."""
+        context = getattr(config, "max_position_embeddings", None)
+        return cls(
+            tokenizer=tokenizer,
+            size=config.vocab_size,
+            # What MPT calls its context; a longer sequence would break its ALiBi.
+            context=context or getattr(config, "max_seq_len", None),
+            configured={name: _configured(config, name) for name in ("bos", "eos", "pad")},
+        )
 
     def require_tokenizer(self, what: str) -> PreTrainedTokenizerBase:
         """The tokenizer, for what cannot be done without one.
@@ -95,3 +109,10 @@ class Vocabulary:
         if _SENTENCEPIECE_SPACE in piece:
             return piece.replace(_SENTENCEPIECE_SPACE, " ")
         return cast("str", tokenizer.decode([token], clean_up_tokenization_spaces=False))
+
+
+def _configured(config: PreTrainedConfig, name: str) -> frozenset[int]:
+    """The ids of a kind that the configuration names; some models end in several ways."""
+    named = getattr(config, f"{name}_token_id", None)
+    ids = named if isinstance(named, list) else [named]
+    return frozenset(token for token in ids if token is not None and 0 <= token < config.vocab_size)

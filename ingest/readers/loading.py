@@ -1,8 +1,9 @@
 """A verified checkpoint made ready: to be read tensor by tensor, or loaded and run."""
 
 import contextlib
+import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from transformers import (
 from catalog.declarations import ModelSpec
 from catalog.errors import ModelError, UsageError
 from catalog.settings import load_settings
+from ingest.progress import Progress, Silence
 from ingest.readers.architectures import SUPPORTED, layout, sizes
 from ingest.readers.source import Source
 from ingest.readers.tensors import GgufTensors, SafetensorsTensors, Tensors, opened_gguf, skeleton
@@ -43,6 +45,8 @@ _TOKENIZER_FILES = (
     "tekken.json",
 )
 """Where none of these is, the model was published without a tokenizer."""
+
+_CUDA = re.compile(r"cuda(:\d{1,3})?")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -105,14 +109,19 @@ def choose_device(asked: str) -> str:
     """`auto` means CUDA where there is one.
 
     Raises:
-        UsageError: If CUDA is asked for and there is none.
+        UsageError: If it is no device, or a CUDA device that this machine does not have.
     """
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked.startswith("cuda") and not torch.cuda.is_available():
+    if asked == "cpu":
+        return asked
+    if not _CUDA.fullmatch(asked):
+        raise UsageError(f"--device {asked} is unknown; expected auto, cpu, cuda or cuda:NUMBER")
+    if not torch.cuda.is_available():
         raise UsageError(f"--device {asked}: this machine has no CUDA device; use --device cpu")
-    if asked != "cpu" and not asked.startswith("cuda"):
-        raise UsageError(f"--device {asked} is unknown; expected auto, cpu or cuda")
+    count = torch.cuda.device_count()
+    if int(asked.partition(":")[2] or 0) >= count:
+        raise UsageError(f"--device {asked}: this machine has {count} CUDA devices, counted from 0")
     return asked
 
 
@@ -139,7 +148,7 @@ def prepare(
             the architecture is not a supported decoder. To have no tokenizer is no error.
     """
     folder = _described(source, on_progress) if source.gguf else source.folder
-    config = _supported_config(folder, source.name)
+    config = supported_config(folder, source.name)
     tokenizer = _tokenizer(folder, source.name)
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ModelError(
@@ -158,7 +167,9 @@ def _tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase | None:
     if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         return None
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False
+        )
     except Exception as error:
         raise ModelError(
             f"the tokenizer of {name} cannot be loaded: {str(error).splitlines()[0]}"
@@ -191,9 +202,16 @@ def reader(prepared: PreparedModel, *, device: str) -> HeadReader:
     return HeadReader(tensors, model, source.name, device=device)
 
 
-def _supported_config(folder: Path, name: str, **arguments: str) -> PreTrainedConfig:
+def supported_config(folder: Path, name: str, **arguments: str) -> PreTrainedConfig:
+    """The configuration in a folder, or with `gguf_file` in that file of it.
+
+    Raises:
+        ModelError: If it cannot be read, or its architecture is not supported.
+    """
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, **arguments)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, trust_remote_code=False, **arguments
+        )
     except (ValueError, OSError, KeyError) as error:
         raise ModelError(
             f"the configuration of {name} cannot be read: {str(error).splitlines()[0]}; "
@@ -204,11 +222,7 @@ def _supported_config(folder: Path, name: str, **arguments: str) -> PreTrainedCo
 
 
 def load(
-    prepared: PreparedModel,
-    *,
-    device: str,
-    dtype: str,
-    on_progress: Callable[[str], None] = lambda _: None,
+    prepared: PreparedModel, *, device: str, dtype: str, progress: Progress | None = None
 ) -> LoadedModel:
     """Load a checkpoint's weights.
 
@@ -216,19 +230,20 @@ def load(
         prepared: From `prepare`.
         device: `cpu`, `cuda` or `cuda:N`.
         dtype: A key of `DTYPES`.
-        on_progress: Told what is being done.
+        progress: Told what is being done, and of each tensor that is read.
 
     Raises:
         ModelError: If the weights cannot be loaded, or one is NaN or infinite; nothing is to be
             measured on such a model.
     """
-    source = prepared.source
-    folder = _dequantised(source, on_progress) if source.gguf else source.folder
-    on_progress(f"loading {source.name}")
+    source, progress = prepared.source, progress or Silence()
+    folder = _dequantised(source, progress.stage) if source.gguf else source.folder
+    progress.stage(f"loading {source.name}")
     try:
-        with _quiet():
+        with _quiet(), _counted(progress, f"loading {source.name}: tensors"):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
+                trust_remote_code=False,
                 dtype=DTYPES[dtype],
                 use_safetensors=None if source.allow_pickle else True,
                 output_loading_info=True,
@@ -270,7 +285,7 @@ def _described(source: Source, on_progress: Callable[[str], None]) -> Path:
     on_progress(f"checking {source.gguf}")
     opened = opened_gguf(source.folder / source.gguf)
     field = opened.get_field("general.file_type")
-    config = _supported_config(source.folder, source.name, gguf_file=source.gguf)
+    config = supported_config(source.folder, source.name, gguf_file=source.gguf)
     if field is not None:
         file_type = LlamaFileType(field.contents()).name.removeprefix("MOSTLY_")
         setattr(config, _QUANTIZATION, file_type)
@@ -280,7 +295,9 @@ def _described(source: Source, on_progress: Callable[[str], None]) -> Path:
             return folder
         on_progress(f"reading the tokenizer of {source.gguf} (kept for the next time)")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source.folder, gguf_file=source.gguf)
+            tokenizer = AutoTokenizer.from_pretrained(
+                source.folder, gguf_file=source.gguf, trust_remote_code=False
+            )
         except Exception as error:
             raise ModelError(
                 f"the tokenizer of {source.name} cannot be loaded: {str(error).splitlines()[0]}"
@@ -298,7 +315,10 @@ def _dequantised(source: Source, on_progress: Callable[[str], None]) -> Path:
     with _made_once(folder) as room, _quiet():
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                source.folder, gguf_file=source.gguf, dtype=torch.float32
+                source.folder,
+                gguf_file=source.gguf,
+                dtype=torch.float32,
+                trust_remote_code=False,
             )
         except Exception as error:
             raise ModelError(
@@ -338,3 +358,24 @@ def _quiet():  # type: ignore[no-untyped-def]  # noqa: ANN202
     finally:
         if shown:
             transformers.utils.logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _counted(progress: Progress, text: str) -> Iterator[None]:
+    """Count as steps what transformers would draw bars of."""
+
+    def steps(of: Collection[Any]) -> Iterator[Any]:
+        progress.steps(text, len(of))
+        for one in of:
+            yield one
+            progress.advance()
+
+    def watch(bar: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        is_counted = arguments and isinstance(arguments[0], Collection)
+        return steps(arguments[0]) if is_counted else bar(*arguments, **options)
+
+    before = transformers.utils.logging.set_tqdm_hook(watch)
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_tqdm_hook(before)

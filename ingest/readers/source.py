@@ -15,7 +15,9 @@ from typing import Any
 
 from catalog.errors import ModelError, UsageError
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+_REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w./-]{0,254}", re.ASCII)
+"""The Hub's client makes a file of this name."""
 _PICKLES = "pytorch_model*.bin"
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 """All that a model is made of; a README can change without making another model."""
@@ -70,6 +72,8 @@ def resolve(
     """
     path = Path(model).expanduser()
     if not path.exists() and _HUB_ID.fullmatch(model) and path.suffix != ".gguf":
+        if revision is not None and not _REVISION.fullmatch(revision):
+            raise UsageError(f"--revision {revision!r} is no branch, tag or commit")
         on_progress(f"fetching {model} from the Hub")
         folder, commit, base_model = _from_hub(model, revision, allow_pickle=allow_pickle)
         _verify_folder(folder, model, allow_pickle=allow_pickle)
@@ -94,10 +98,7 @@ def resolve(
     path = path.resolve()
     on_progress(f"checking {path.name}")
     is_gguf = path.is_file()
-    if is_gguf:
-        _verify_gguf(path)
-    else:
-        _verify_folder(path, model, allow_pickle=allow_pickle)
+    verify(path, allow_pickle=allow_pickle)
     content_hash = _content_hash(path)
     return Source(
         name=name or (path.stem if is_gguf else path.name),
@@ -108,6 +109,18 @@ def resolve(
         location=f"{'gguf' if is_gguf else 'folder'}:{path}",
         allow_pickle=allow_pickle,
     )
+
+
+def verify(path: Path, *, allow_pickle: bool = False) -> None:
+    """Refuse a folder or .gguf file that is no whole checkpoint; its weights are not read.
+
+    Raises:
+        ModelError: If files are missing or damaged.
+    """
+    if path.is_file():
+        _verify_gguf(path)
+    else:
+        _verify_folder(path, str(path), allow_pickle=allow_pickle)
 
 
 def _from_hub(
@@ -121,7 +134,7 @@ def _from_hub(
     try:
         info = HfApi().model_info(model, revision=revision)
         files = [file.rfilename for file in info.siblings or ()]
-        _require_safetensors(model, files, allow_pickle=allow_pickle)
+        require_safetensors(model, files, allow_pickle=allow_pickle)
         folder = snapshot_download(
             model,
             revision=info.sha,
@@ -144,7 +157,7 @@ def _from_hub(
     return Path(folder), info.sha, ", ".join(base) if isinstance(base, list) else base
 
 
-def _require_safetensors(model: str, files: Sequence[str], *, allow_pickle: bool) -> None:
+def require_safetensors(model: str, files: Sequence[str], *, allow_pickle: bool) -> None:
     """Refuse a model without weights, or with pickled ones only, from the names of its files."""
     if fnmatch.filter(files, "*.safetensors"):
         return
@@ -163,28 +176,41 @@ def _verify_folder(folder: Path, model: str, *, allow_pickle: bool) -> None:
         hint = next(folder.glob("*.gguf"), None)
         instead = f"; did you mean the file {hint}?" if hint else ""
         raise ModelError(f"{model} is no model: it has no config.json{instead}")
-    _read_json(folder / "config.json")
+    read_json(folder / "config.json")
     shards = _shards(folder)
     if shards:
         for shard in shards:
             _verify_safetensors(shard)
     else:
         names = [path.name for path in folder.iterdir()]
-        _require_safetensors(model, names, allow_pickle=allow_pickle)
+        require_safetensors(model, names, allow_pickle=allow_pickle)
 
 
 def _shards(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))
-    listed = sorted({folder / name for name in _read_json(index).get("weight_map", {}).values()})
+    named = read_json(index).get("weight_map")
+    if not isinstance(named, dict) or not all(map(_is_file_name, named.values())):
+        raise ModelError(f"{index} has no weight_map of tensors to files beside it")
+    listed = sorted({folder / name for name in named.values()})
     for shard in listed:
         if not shard.is_file():
             raise ModelError(f"{index} names {shard.name}, which is not there; fetch it again")
     return listed
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _is_file_name(name: object) -> bool:
+    """Whether a name is of a file in the same folder, and leads to no other."""
+    return isinstance(name, str) and Path(name).name == name and name != ".."
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint.
+
+    Raises:
+        ModelError: If the file holds none.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -6,6 +6,7 @@ is mapped to.
 """
 
 import copy
+import functools
 import json
 import math
 import mmap
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import gguf
 import numpy as np
 import torch
 from gguf import GGUFReader, dequantize
@@ -28,6 +30,9 @@ from transformers.modeling_gguf_pytorch_utils import (
 )
 
 from catalog.errors import ModelError
+
+# transformers makes the table of all names, which grows with the layers, once per module.
+gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
 
 READABLE = ("F64", "F32", "F16", "BF16")
 """Types of safetensors that are numbers as they stand, not packed or scaled ones."""
@@ -61,7 +66,9 @@ def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     """A model with all its modules, names and shapes, and no weights."""
     # Instantiating a model writes into its configuration.
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(config))
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), trust_remote_code=False
+        )
     return model.eval()
 
 
@@ -241,6 +248,13 @@ class GgufTensors:
         return whole if rows is None else whole[rows]
 
 
+class _Reader(GGUFReader):
+    """Looks at the mapped file as a plain array: cutting a vocabulary out of a memmap is slow."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value.view(np.ndarray) if name == "data" else value)
+
+
 def opened_gguf(path: Path) -> GGUFReader:
     """A GGUF file, its tensors mapped and not read.
 
@@ -248,7 +262,7 @@ def opened_gguf(path: Path) -> GGUFReader:
         ModelError: If the file is truncated or damaged.
     """
     try:
-        reader = GGUFReader(path)
+        reader = _Reader(path)
     except Exception as error:
         raise ModelError(f"{path} is truncated or damaged ({error}); fetch it again") from error
     if not reader.tensors:

@@ -1,6 +1,7 @@
 """Suites: which metrics share which pass over a model."""
 
 from ingest.suites import dynamic, patterns, relations, salient, weights
+from ingest.suites._memory import batches, if_it_fits, is_out_of_memory
 from ingest.suites._plan import Inputs, OpenModel, Plan, Planner
 
 # What needs weights alone comes first: it is done when a model turns out not to run.
@@ -12,4 +13,13 @@ SUITES: dict[str, Planner] = {
     dynamic.SUITE: dynamic.plan,
 }
 
-__all__ = ["SUITES", "Inputs", "OpenModel", "Plan", "Planner"]
+__all__ = [
+    "SUITES",
+    "Inputs",
+    "OpenModel",
+    "Plan",
+    "Planner",
+    "batches",
+    "if_it_fits",
+    "is_out_of_memory",
+]

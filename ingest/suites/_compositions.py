@@ -16,6 +16,7 @@ from ingest.heads import LayerHeads, Part, split_finite
 from ingest.progress import Progress
 from ingest.readers.weights import PARTS, HeadReader
 from ingest.streaming import Kept, Workroom
+from ingest.suites._memory import sized
 
 STRONGEST = 10
 """Kept for every head with earlier heads, and as many with later ones."""
@@ -39,14 +40,16 @@ def strongest(reader: HeadReader, room: Workroom, progress: Progress) -> Composi
     """
     sizes = reader.sizes
     per_layer = 4 * (sizes.n_heads + 2 * sizes.n_kv_heads) * sizes.d_head * reader.d_model
-    width = max(1, _BLOCK_BYTES // per_layer)
+    width = max(1, sized(_BLOCK_BYTES) // per_layer)
     starts = range(0, reader.n_layers, width)
 
     def work(block: int) -> Kept:
         end = min(starts[block] + width, reader.n_layers)
         return _of_block(reader, range(starts[block], end))
 
-    blocks = room.layers("compositions", len(starts), work, progress)
+    # What is kept of blocks of another width is of no use to these.
+    name = f"compositions, {width} layers at a time"
+    blocks = room.layers(name, len(starts), work, progress)
     scores = {
         name: torch.stack([kept.tensors[name] for kept in blocks]).nan_to_num(nan=-1).amax(dim=0)
         for name in blocks[0].tensors

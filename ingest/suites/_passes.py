@@ -28,7 +28,7 @@ from ingest.readers.loading import LoadedModel
 from ingest.readers.outputs import OutputReader
 from ingest.retrieval import Search
 from ingest.rows import Rows
-from ingest.suites._memory import if_it_fits
+from ingest.suites._memory import if_it_fits, sized
 
 _MAX_ACTIVATION_BYTES = 1 << 29
 """Of what a layer holds for a batch, roughly; on a GPU a quarter of what is free."""
@@ -179,13 +179,17 @@ class PatternSums:
             places = [f"L{layer}"] if heads.all() else []
             places = places or [f"L{layer}H{int(head)}" for head in heads.nonzero()]
             told |= dict.fromkeys(places, "NaN in its attention")
-        return told | self.left_out | self._unsaid()
+        return told | self._uncounted() | self.left_out | self._unsaid()
 
     def _names(self) -> list[str]:
         encoded = self._encoded
         names = [*defined(encoded), *PATTERN_GROUP_METRICS]
         names += [f"{metric}[{one}]" for one in encoded.classes for metric in CLASS_METRICS]
         return names + (list(RETRIEVAL_METRICS) if encoded.needles else [])
+
+    def _uncounted(self) -> dict[str, str]:
+        empty = (name for name in self._names() if not self._totals.of[name][1].any())
+        return dict.fromkeys(empty, "the sequences have no position that counts")
 
     def _unsaid(self) -> dict[str, str]:
         if not self._encoded.needles or self._totals.of["retrieval"][1].any():
@@ -320,6 +324,7 @@ def _batch_size(loaded: LoadedModel, length: int) -> int:
     room = _MAX_ACTIVATION_BYTES
     if device.type == "cuda":
         room = torch.cuda.mem_get_info(device)[0] // 4
+    room = sized(room)
     size = room // (of_token * length)
     if not has_interface(loaded.model):
         # Such a layer makes its patterns whole.

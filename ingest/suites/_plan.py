@@ -18,7 +18,9 @@ from ingest.probes.sequences import Vocabulary
 from ingest.progress import Progress
 from ingest.readers import loading
 from ingest.readers.loading import LoadedModel, PreparedModel
+from ingest.readers.source import resolve
 from ingest.readers.weights import HeadReader
+from ingest.request import ModelRequest
 from ingest.streaming import Kept, Workroom
 
 
@@ -47,6 +49,26 @@ class OpenModel:
     dtype: str
     progress: Progress
 
+    @classmethod
+    def of(cls, request: ModelRequest, progress: Progress) -> "OpenModel":
+        """Find the checkpoint, and see that it can be read; none of its weights is.
+
+        Raises:
+            ModelError: If it cannot.
+            UsageError: If there is no such device or dtype.
+        """
+        device = loading.choose_device(request.device)
+        dtype = loading.choose_dtype(request.dtype, device)
+        source = resolve(
+            request.model,
+            name=request.name,
+            revision=request.revision,
+            allow_pickle=request.allow_pickle,
+            on_progress=progress.stage,
+        )
+        prepared = loading.prepare(source, on_progress=progress.stage)
+        return cls(prepared=prepared, device=device, dtype=dtype, progress=progress)
+
     @property
     def name(self) -> str:
         return self.prepared.source.name
@@ -63,7 +85,7 @@ class OpenModel:
     @cached_property
     def loaded(self) -> LoadedModel:
         return loading.load(
-            self.prepared, device=self.device, dtype=self.dtype, on_progress=self.progress.stage
+            self.prepared, device=self.device, dtype=self.dtype, progress=self.progress
         )
 
 

@@ -25,7 +25,7 @@ from ingest.readers.endings import LATENT, Mixed, PromptRunner
 from ingest.readers.loading import LoadedModel
 from ingest.readers.weights import HeadReader
 from ingest.streaming import Workroom
-from ingest.suites._memory import if_it_fits
+from ingest.suites._memory import if_it_fits, sized
 from ingest.suites._plan import Inputs, Measured, OpenModel, as_rows, specs
 from ingest.suites.relations import relation_sets
 
@@ -116,7 +116,11 @@ class DynamicPlan:
             for metric, scores in hits.scores().items()
             for (probe, asked), values in zip(chosen, scores, strict=True)
         ]
-        return Measured(results=Results(measurements=measurements), undefined=hits.undefined)
+        return Measured(
+            results=Results(measurements=measurements),
+            undefined=hits.undefined,
+            notes=dict.fromkeys(probes, hits.notes) if hits.notes else {},
+        )
 
 
 def plan(config: PreTrainedConfig, vocabulary: Vocabulary, inputs: Inputs) -> DynamicPlan | None:
@@ -162,6 +166,8 @@ class _Hits:
         shape = (len(asked), self._reader.n_layers, self._reader.sizes.n_heads)
         self._sums = {name: torch.zeros(shape, dtype=torch.float64) for name in DYNAMIC_METRICS}
         self.undefined: dict[str, str] = {}
+        self.notes: list[str] = []
+        """What happened on the way, to prompts of all probes together."""
 
     def scores(self) -> dict[str, Float[Tensor, "relation layer head"]]:
         """Every metric's; NaN where it is undefined."""
@@ -173,13 +179,14 @@ class _Hits:
         dtype = self._loaded.model.dtype
         heads = self._reader.n_layers * (size.n_heads + size.n_kv_heads)
         held = heads * size.d_head * dtype.itemsize
-        n_parts = math.ceil(len(self._prompts) * held / _MAX_KEPT_BYTES)
+        n_parts = math.ceil(len(self._prompts) * held / sized(_MAX_KEPT_BYTES))
         step = math.ceil(len(self._prompts) / n_parts)
         unembedding = Unembedding(self._reader.unembedding(), screening=self._screening)
         for part, start in enumerate(range(0, len(self._prompts), step), start=1):
             told = f"{SUITE}, part {part} of {n_parts}" if n_parts > 1 else SUITE
             prompts = self._prompts[start : start + step]
-            mixed = _run(self._loaded, prompts, progress, f"{told}: prompts")
+            mixed, notes = _run(self._loaded, prompts, progress, f"{told}: prompts")
+            self.notes += notes
             progress.steps(f"{told}: layers", self._reader.n_layers)
             for layer in range(self._reader.n_layers):
                 inside = (self._source >= start) & (self._source < start + len(prompts))
@@ -250,8 +257,8 @@ def _heads(places: Bool[Tensor, "head prompt"]) -> list[int]:
 
 def _run(
     loaded: LoadedModel, prompts: Sequence[Prompt], progress: Progress, told: str
-) -> dict[int, Mixed]:
-    """What the heads of all layers hold at the end of each prompt.
+) -> tuple[dict[int, Mixed], list[str]]:
+    """What the heads of all layers hold at the end of each prompt, and what happened on the way.
 
     Args:
         loaded: The model.
@@ -264,10 +271,11 @@ def _run(
     """
     progress.steps(told, len(prompts))
     found: dict[int, list[Mixed]] = {}
+    notes = []
     for (before, length), same in groupby(prompts, key=lambda one: (one.before, len(one.rest))):
         runner = PromptRunner(loaded.model, loaded.name, torch.tensor(before, device=loaded.device))
         rest = torch.tensor([one.rest for one in same], device=loaded.device)
-        size = max(1, _MAX_TOKENS // length)
+        size = max(1, sized(_MAX_TOKENS) // length)
         start = 0
         while start < len(rest):
             batch = rest[start : start + size]
@@ -285,11 +293,12 @@ def _run(
                     f"the memory does not hold {loaded.name} on one prompt of "
                     f"{len(before) + length} tokens"
                 )
-            progress.note(
+            notes.append(
                 f"out of memory on {len(batch)} prompts of {len(before) + length} tokens: going "
-                f"on with {size} at a time"
+                f"on with {size} at a time, which changes no score"
             )
-    return {layer: _joined(parts) for layer, parts in found.items()}
+            progress.note(notes[-1])
+    return {layer: _joined(parts) for layer, parts in found.items()}, notes
 
 
 def _joined(parts: Sequence[Mixed]) -> Mixed:

@@ -1,7 +1,6 @@
 """Metrics of attention patterns: one forward pass a probe, reduced as it runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -83,11 +82,8 @@ class PatternPlan:
         )
 
 
-def plan(config: PreTrainedConfig, vocabulary: Vocabulary, inputs: Inputs) -> PatternPlan | None:
+def plan(_config: PreTrainedConfig, vocabulary: Vocabulary, inputs: Inputs) -> PatternPlan | None:
     """The shipped probes, a user's besides them, or the user's alone."""
-    # What MPT calls its context; a longer sequence would break its ALiBi.
-    context = vocabulary.context or getattr(config, "max_seq_len", None)
-    vocabulary = replace(vocabulary, context=context)
     classes = inputs.token_classes
     own = [files.from_file(inputs.probe, classes)] if inputs.probe else []
     if inputs.only and not own:

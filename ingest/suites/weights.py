@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -27,7 +27,7 @@ from ingest.metrics._sample import SEED
 from ingest.probes.sequences import Vocabulary
 from ingest.progress import Progress
 from ingest.ranks import Pairs, Unembedding, target_ranks
-from ingest.readers.weights import HeadReader
+from ingest.readers.weights import PARTS, HeadReader
 from ingest.signatures import Anchors, anchor_tokens, anchor_words
 from ingest.streaming import Kept, Workroom
 from ingest.suites._compositions import STRONGEST, strongest
@@ -38,7 +38,10 @@ PROBE = "weights"
 POSITIONS = 512
 """Learned positions looked at: patterns are as large as their square."""
 _DEPTH = 25
+_NO_WRITER = "it reads no earlier head whose output is known"
+_NO_DIRECTION = "what it is measured by is zero"
 _SCALARS: dict[str, Declared[Any]] = COPYING_METRICS | WEIGHT_METRICS | COMPOSITION_METRICS
+_ALL: dict[str, Declared[Any]] = _SCALARS | VECTOR_METRICS
 
 
 class WeightPlan:
@@ -107,6 +110,10 @@ class WeightPlan:
             )
             for name in VECTOR_METRICS
         ]
+        defined = {name: ~values.isnan() for name, values in scores.items()} | {
+            name: torch.stack([~kept.tensors[name].isnan().any(dim=1) for kept in layers])
+            for name in VECTOR_METRICS
+        }
         return Measured(
             results=Results(
                 measurements=[
@@ -116,7 +123,7 @@ class WeightPlan:
                 vectors=vectors,
                 compositions=compositions.table,
             ),
-            undefined=undefined_of(layers),
+            undefined=_reasons(defined, undefined_of(layers)),
         )
 
 
@@ -167,12 +174,31 @@ class _Layers:
         for values in kept.values():
             values[bad] = torch.nan
         undefined = {f"L{layer}H{head}": reason for head, reason in reasons.items()}
-        undefined |= {f"L{layer} {part}": reason for part, reason in heads.absent.items()}
+        silence = {} if heads.absent else silent(heads)
+        for head, reason in silence.items():
+            if head not in reasons:
+                undefined |= {f"L{layer}H{head} {name}": reason for name in COPYING_METRICS}
+        undefined |= _lacking(layer, heads, self._absent(layer))
         return Kept(tensors=kept | {"undefined": bad}, undefined=undefined)
 
+    def _absent(self, layer: int) -> dict[str, str]:
+        """What metrics may need besides heads, and why it is not there."""
+        absent = {}
+        if self._positions is None:
+            absent["positions"] = "the model has no learned positions"
+        if not len(self._anchor_index):
+            absent["anchors"] = "none of the words to compare is one token of the model"
+        elif not torch.isfinite(self._sources(layer)).all():
+            absent["anchors"] = "NaN or infinite values in the first layer's MLP"
+        return absent
+
+    def _sources(self, layer: int) -> Tensor:
+        return self._anchored if layer == 0 else self._anchored_after_mlp
+
     def _matrices(self, layer: int) -> ModelMatrices:
-        sources = self._anchored if layer == 0 else self._anchored_after_mlp
-        anchors = Anchors(index=self._anchor_index, sources=sources, outputs=self._anchor_outputs)
+        anchors = Anchors(
+            index=self._anchor_index, sources=self._sources(layer), outputs=self._anchor_outputs
+        )
         positions = self._positions
         return ModelMatrices(
             gram=self._gram,
@@ -180,7 +206,7 @@ class _Layers:
             if positions is None
             else self._reader.normalised(layer, positions[:POSITIONS]),
             scaling=self._reader.scaling(layer),
-            anchors=anchors if torch.isfinite(sources).all() else None,
+            anchors=None if "anchors" in self._absent(layer) else anchors,
         )
 
     def _copying(self, heads: LayerHeads) -> dict[str, Tensor]:
@@ -199,6 +225,47 @@ class _Layers:
         for one in values.values():
             one[list(silent(heads))] = torch.nan
         return values
+
+
+def _lacking(layer: int, heads: LayerHeads, absent: Mapping[str, str]) -> dict[str, str]:
+    """Why metrics are of no head of a layer (`L3 ov_norm`), or of these heads nothing is (`L3`)."""
+    if len(heads.absent) == len(PARTS):
+        return {f"L{layer}": next(iter(heads.absent.values()))}
+    why = {**absent, **heads.absent}
+    found = {}
+    for name, metric in _ALL.items():
+        reason = next((why[need] for need in metric.needs if need in why), None)
+        if reason:
+            found[f"L{layer} {name}"] = reason
+    return found
+
+
+def _reasons(
+    defined: Mapping[str, Bool[Tensor, "layer head"]], found: Mapping[str, str]
+) -> dict[str, str]:
+    """Why scores are undefined: all that was found in layers, and what is seen of all of them.
+
+    A reason is a metric's (`ov_norm`), or one of its in a layer or head (`L3 ov_norm`), or a
+    layer's or head's in all metrics (`L3`).
+    """
+    told = dict(found)
+    for name, values in defined.items():
+        for layer, heads in enumerate(values):
+            if f"L{layer}" in told or f"L{layer} {name}" in told:
+                continue
+            if name in COMPOSITION_METRICS and not heads.any():
+                told[f"L{layer} {name}"] = _NO_WRITER if layer else "no layer is before it"
+                continue
+            for head in (~heads).nonzero().flatten().tolist():
+                if f"L{layer}H{head}" not in told:
+                    told.setdefault(f"L{layer}H{head} {name}", _NO_DIRECTION)
+        layers = [f"L{layer}" for layer in range(len(values))]
+        places = [f"{layer} {name}" for layer in layers if layer not in told]
+        reasons = {told.get(place) for place in places}
+        if len(reasons) == 1 and None not in reasons:
+            told = {place: why for place, why in told.items() if place not in places}
+            told[name] = str(reasons.pop())
+    return told
 
 
 def _lists(values: Float[Tensor, "head n"]) -> list[list[float] | None]:
