@@ -9,10 +9,19 @@ from pathlib import Path
 
 from catalog.database import Database
 from catalog.errors import MissingExtraError
+from catalog.settings import load_settings
+from ui import access
 
-_APP = Path(__file__).with_name("app.py")
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_SERVER = Path(__file__).with_name("server.py")
 _PATIENCE = 10.0
+# Tables and figures rather than air; and a colour of choices that is not the one of errors.
+_THEME = {
+    "theme.paddingTop": "1.5rem",
+    "theme.paddingBottom": "3rem",
+    "theme.headingFontSizes": "2rem,1.5rem,1.25rem",
+    "theme.light.primaryColor": "#2166ac",
+    "theme.dark.primaryColor": "#3a7cbf",
+}
 
 
 def command(*, port: int, address: str) -> list[str]:
@@ -21,21 +30,33 @@ def command(*, port: int, address: str) -> list[str]:
     Args:
         port: To listen on.
         address: Interface to listen on; under one of this machine alone, requests that were
-            meant for another host name are refused (DNS rebinding).
+            meant for another host name than that or `HEADS_PAGE_URL`'s are refused (DNS rebinding).
+
+    Raises:
+        UsageError: If something that signing in needs is missing or cannot be meant.
+        MissingExtraError: If a package that signing in needs is not installed.
     """
+    settings = load_settings()
+    # Looked at here already, where the reason is seen; Streamlit's process reads it itself.
+    access.secrets(settings, port=port, address=address)
+    public = access.host(settings)
     options = {
         "server.address": address,
         "server.port": port,
         "server.headless": "true",
+        "server.enableAgentApi": "false",
         "server.fileWatcherType": "none",
         "browser.gatherUsageStats": "false",
         "client.showErrorDetails": "none",
         "client.toolbarMode": "viewer",
+        # It would show the docstrings of pages' constants as text.
+        "runner.magicEnabled": "false",
     }
-    flags = [f"--{name}={value}" for name, value in options.items()]
-    if address in _LOOPBACK:
-        flags += [f"--server.allowedHosts={host}" for host in _LOOPBACK]
-    return [sys.executable, "-m", "streamlit", "run", str(_APP), *flags]
+    flags = [f"--{name}={value}" for name, value in (options | _THEME).items()]
+    if address in access.LOOPBACK or public:
+        names = dict.fromkeys((*access.LOOPBACK, *filter(None, [public])))
+        flags += [f"--server.allowedHosts={name}" for name in names]
+    return [sys.executable, "-m", "streamlit", "run", str(_SERVER), *flags]
 
 
 def environment(database: Database) -> dict[str, str]:
@@ -62,7 +83,8 @@ def serve(database: Database, *, port: int, address: str) -> int:
         The exit code: 0 after Ctrl-C, Streamlit's own where it ended by itself.
 
     Raises:
-        MissingExtraError: If Streamlit is not installed.
+        UsageError: If something that signing in needs is missing or cannot be meant.
+        MissingExtraError: If Streamlit is not installed, or what signing in needs.
     """
     if importlib.util.find_spec("streamlit") is None:
         raise MissingExtraError(

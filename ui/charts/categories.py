@@ -1,8 +1,10 @@
 """One category for every head: its label, how many it has, or `Unclassified`."""
 
+import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
+from typing import Any
 
 import pandas as pd
 
@@ -51,7 +53,9 @@ def categorize(frame: pd.DataFrame) -> pd.DataFrame:
         why = source if pd.isna(reason) else f"{reason} ({source})"
         given[model, layer, head].setdefault(label, []).append(f"{label}: {why}")
     heads = frame.drop_duplicates(_HEAD)[[*_HEAD, "name", "n_layers", "n_heads", "scores"]]
-    found = [given.get(place, {}) for place in heads[_HEAD].itertuples(index=False, name=None)]
+    places = zip(*(heads[column].tolist() for column in _HEAD), strict=True)
+    unlabelled: dict[str, list[str]] = {}
+    found = [given.get(place, unlabelled) for place in places]
     summary = pd.DataFrame(
         {
             "category": [_category(labels) for labels in found],
@@ -63,6 +67,47 @@ def categorize(frame: pd.DataFrame) -> pd.DataFrame:
         index=heads.index,
     )
     return pd.concat([heads, summary], axis="columns").reset_index(drop=True)
+
+
+def relabel(
+    frame: pd.DataFrame, scores: pd.DataFrame, rules: Sequence[Mapping[str, Any]]
+) -> pd.DataFrame:
+    """What a taxonomy would say if its rules were these; nothing is written anywhere.
+
+    Args:
+        frame: As `catalog.queries.head_labels` gives it.
+        scores: As `catalog.queries.rule_scores` gives it, of the same models.
+        rules: As `catalog.queries.rules` gives them, with any thresholds.
+
+    Returns:
+        As `frame`: labels by rule are those of `rules`, all other labels are as they were.
+    """
+    _require(frame)
+    heads = frame.drop_duplicates(_HEAD)[[*_HEAD, "name", "n_layers", "n_heads", "scores"]]
+    found = pd.concat([_reached(scores, rule) for rule in rules])
+    reasons = found.groupby([*_HEAD, "label"], sort=False)["reason"].agg(", ".join)
+    by_rule = reasons.reset_index().assign(source="rule", confidence=math.nan)
+    by_others = frame[frame["label"].notna() & (frame["source"] != "rule")]
+    given = [*_HEAD, "label", "source", "confidence", "reason"]
+    labels = pd.concat(
+        [one[given] for one in (by_rule, by_others) if not one.empty] or [by_rule[given]]
+    )
+    return heads.merge(labels, how="left", on=_HEAD)[list(frame.columns)]
+
+
+def _reached(scores: pd.DataFrame, rule: Mapping[str, Any]) -> pd.DataFrame:
+    """Head, label and reason of the scores that reach a rule's threshold, largest first."""
+    of_metric = (scores["family"] == rule["metric"]) | (scores["metric"] == rule["metric"])
+    reached = of_metric & (scores["value"] >= rule["threshold"])
+    if rule["probe"] is not None:
+        reached &= scores["probe"] == rule["probe"]
+    found = scores[reached].sort_values("value", ascending=False)
+    labels = found["category"] if rule["label"] is None else rule["label"]
+    reasons = [
+        f"{metric} {value:.3g} >= {rule['threshold']:g}"
+        for metric, value in zip(found["metric"], found["value"], strict=True)
+    ]
+    return found[_HEAD].assign(label=labels, reason=reasons).dropna(subset="label")
 
 
 def category_colors(

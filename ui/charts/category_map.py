@@ -8,8 +8,6 @@ import pandas as pd
 from ui.charts import _figure, palette
 from ui.charts.categories import categorize, category_colors
 
-_CELL_LIMITS = (3, 24)
-_FIGURE_HEIGHT = 640
 _LAYER_LABEL_WIDTH = 20
 _HEAD_LABEL_HEIGHT = 12
 # The page draws SVG unless told otherwise, and slows down with that many elements.
@@ -18,7 +16,11 @@ _NO_VALUE = "\u2013"
 
 
 def category_map(
-    frame: pd.DataFrame, *, taxonomy: str, labels: Iterable[str] = ()
+    frame: pd.DataFrame,
+    *,
+    taxonomy: str,
+    labels: Iterable[str] = (),
+    is_clickable: bool = False,
 ) -> alt.ConcatChart:
     """Layer by head, one panel per model in the order of the frame.
 
@@ -27,6 +29,8 @@ def category_map(
             n_heads, label, source, confidence, reason; every head of each model.
         taxonomy: Name of the taxonomy; sets the colours.
         labels: Its labels in the whole catalog, for colours that do not depend on the models.
+        is_clickable: Whether a click selects a cell: the panel of place n has the selection
+            `panel_n` with the fields layer and head.
 
     Raises:
         UsageError: If a column is missing, or there is no head at all.
@@ -35,8 +39,11 @@ def category_map(
     colors = category_colors(heads, taxonomy=taxonomy, labels=labels)
     colors |= {palette.UNCLASSIFIED: palette.UNCLASSIFIED_COLOR}
     models = [part for _, part in heads.groupby("model", sort=False)]
-    cell = _cell(heads, len(models))
-    figure = _figure.figure([_panel(part, colors, cell) for part in models])
+    cell = _figure.cell(heads, len(models))
+    panels = [_panel(part, colors, cell) for part in models]
+    if is_clickable:
+        panels = [_clickable(panel, place) for place, panel in enumerate(panels)]
+    figure = _figure.figure(panels)
     if len(heads) > _MOST_CELLS_AS_SVG:
         figure.usermeta = {"embedOptions": {"renderer": "canvas"}}
     return figure
@@ -47,7 +54,7 @@ def _panel(heads: pd.DataFrame, colors: dict[str, str], cell: int) -> alt.Chart:
     values = heads[["layer", "head", "name", "category", "reasons", "scores"]].assign(
         labels=[", ".join(given) or _NO_VALUE for given in heads["labels"]],
         reasons=heads["reasons"].replace("", _NO_VALUE),
-        scores=heads["scores"].fillna(_NO_VALUE),
+        scores=heads["scores"].astype(object).fillna(_NO_VALUE),
     )
     panel: alt.Chart = (
         alt.Chart(_figure.inline(values))
@@ -56,11 +63,11 @@ def _panel(heads: pd.DataFrame, colors: dict[str, str], cell: int) -> alt.Chart:
             x=alt.X("layer:O")
             .title("Layer")
             .scale(domain=list(range(n_layers)))
-            .axis(values=_ticks(n_layers, cell, _LAYER_LABEL_WIDTH), labelAngle=0),
+            .axis(values=_figure.ticks(n_layers, cell, _LAYER_LABEL_WIDTH), labelAngle=0),
             y=alt.Y("head:O")
             .title("Head")
             .scale(domain=list(range(n_heads)))
-            .axis(values=_ticks(n_heads, cell, _HEAD_LABEL_HEIGHT)),
+            .axis(values=_figure.ticks(n_heads, cell, _HEAD_LABEL_HEIGHT)),
             color=alt.Color("category:N")
             .scale(domain=list(colors), range=list(colors.values()))
             .legend(_figure.legend()),
@@ -81,17 +88,6 @@ def _panel(heads: pd.DataFrame, colors: dict[str, str], cell: int) -> alt.Chart:
     return panel
 
 
-def _cell(heads: pd.DataFrame, panels: int) -> int:
-    """Pixels of a cell's side: one size for all panels, for the largest model among them."""
-    width = _figure.FIGURE_WIDTH // _figure.columns(panels)
-    smallest, largest = _CELL_LIMITS
-    fitting = min(width // heads["n_layers"].max(), _FIGURE_HEIGHT // heads["n_heads"].max())
-    return int(min(max(fitting, smallest), largest))
-
-
-def _ticks(count: int, cell: int, needed: int) -> list[int]:
-    """Every n-th of `count` cells, n a power of two, so that numbers of `needed` pixels fit."""
-    step = 1
-    while step * cell < needed:
-        step *= 2
-    return list(range(0, count, step))
+def _clickable(panel: alt.Chart, place: int) -> alt.Chart:
+    clicked = alt.selection_point(name=f"panel_{place}", fields=["layer", "head"], on="click")
+    return panel.mark_rect(cursor="pointer").add_params(clicked)

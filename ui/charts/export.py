@@ -1,4 +1,4 @@
-"""Charts as files: PNG, SVG, and HTML that needs no network."""
+"""Charts as files: PNG, SVG, PDF, and HTML that needs no network."""
 
 import io
 import json
@@ -10,7 +10,7 @@ import altair as alt
 
 from catalog.errors import UsageError
 
-_SUFFIXES = (".png", ".svg", ".html")
+_SUFFIXES = (".png", ".svg", ".pdf", ".html")
 
 
 class _InScript(json.JSONEncoder):
@@ -21,7 +21,9 @@ class _InScript(json.JSONEncoder):
 
 
 def save(chart: alt.TopLevelMixin, path: Path | str) -> None:
-    """Write a chart as what the suffix says: .png (two pixels per unit), .svg or .html.
+    """Write a chart as what the suffix says: .png, .svg, .pdf or .html.
+
+    A PNG has two pixels per unit of the chart, a PDF one point, its text as text.
 
     The file appears complete or not at all, also in place of a former one.
 
@@ -37,7 +39,7 @@ def save(chart: alt.TopLevelMixin, path: Path | str) -> None:
         )
     if not path.parent.is_dir():
         raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")
-    content = _render(chart, suffix)
+    content = render(chart, suffix)
     part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         part.write_bytes(content)
@@ -48,13 +50,17 @@ def save(chart: alt.TopLevelMixin, path: Path | str) -> None:
         part.unlink(missing_ok=True)
 
 
-def _render(chart: alt.TopLevelMixin, suffix: str) -> bytes:
+def render(chart: alt.TopLevelMixin, suffix: str) -> bytes:
+    """A file's contents: `.png`, `.svg`, `.pdf` or `.html`, as `save` writes them."""
     if suffix == ".html":
         return chart.to_html(inline=True, json_kwds={"cls": _InScript}).encode()
     if suffix == ".svg":
         drawing = io.StringIO()
         chart.save(drawing, format="svg")
         return drawing.getvalue().encode()
-    pixels = io.BytesIO()
-    chart.save(pixels, format="png", scale_factor=2)
-    return pixels.getvalue()
+    drawn = io.BytesIO()
+    if suffix == ".pdf":
+        chart.save(drawn, format="pdf")
+    else:
+        chart.save(drawn, format="png", scale_factor=2)
+    return drawn.getvalue()

@@ -31,20 +31,21 @@ _PUBLISHED = {
         "pattern missed": "#7f1018",
     },
 }
-# Without the greys, purples, browns and pinks, which stand for none and for several labels.
+# Without the greys, purples, browns and pinks, which stand for none and for several labels. The
+# first seven are told apart by colour-blind readers, also from purple and from the lightest grey.
 _CATEGORICAL = (
-    "#1f77b4",
-    "#ff7f0e",
-    "#2ca02c",
-    "#d62728",
+    "#004488",
+    "#e69f00",
+    "#009e73",
+    "#d55e00",
+    "#88ccee",
+    "#f0e442",
+    "#882255",
     "#17becf",
+    "#ff9896",
+    "#98df8a",
     "#bcbd22",
     "#aec7e8",
-    "#ffbb78",
-    "#98df8a",
-    "#ff9896",
-    "#9edae5",
-    "#dbdb8d",
 )
 _GOLDEN_RATIO = 0.618
 _CLASSES = {
@@ -56,6 +57,18 @@ _CLASSES = {
     "digit": "#009e73",
     "special": "#d55e00",
 }
+# Okabe and Ito 2008 without black, which a dark page hides; a grey and a brown beside them.
+_MODELS = (
+    "#0072b2",
+    "#e69f00",
+    "#009e73",
+    "#cc79a7",
+    "#d55e00",
+    "#56b4e9",
+    "#999999",
+    "#8c564b",
+    "#f0e442",
+)
 
 
 def label_colors(taxonomy: str, labels: Iterable[str]) -> dict[str, str]:
@@ -83,6 +96,11 @@ def class_colors(classes: Iterable[str]) -> dict[str, str]:
     whitespace). A user's class has a hue that depends on its name alone.
     """
     return {name: _CLASSES.get(name) or _color_of(name) for name in classes}
+
+
+def model_colors(models: Iterable[str]) -> dict[str, str]:
+    """A colour for each of up to nine models by their place, told apart by colour-blind readers."""
+    return dict(zip(models, _MODELS, strict=False))
 
 
 def multiple(labels: int) -> str:

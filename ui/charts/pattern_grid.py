@@ -31,7 +31,9 @@ _FRAME = "#c8c8c8"
 _MOST_CELLS_AS_SVG = 2000
 
 
-def pattern_grid(frame: pd.DataFrame) -> alt.VConcatChart:
+def pattern_grid(
+    frame: pd.DataFrame, *, pixels: int = _PANEL_PIXELS, across: int | None = None
+) -> alt.VConcatChart:
     """One heatmap per head, query down and key across, in the order of the frame.
 
     The models stand one under the other, each with its own heads; one scale of colours, from
@@ -39,7 +41,9 @@ def pattern_grid(frame: pd.DataFrame) -> alt.VConcatChart:
 
     Args:
         frame: As `catalog.patterns.cells(...).pandas()` gives it: a row for each head, query and
-            key; the heads of a model on one prompt.
+            key; the heads of a model on one prompt, or on a part of it.
+        pixels: Side of a heatmap, about.
+        across: How many stand side by side; as `columns` says where None.
 
     Raises:
         UsageError: If a column is missing, or there is no pattern at all.
@@ -49,7 +53,7 @@ def pattern_grid(frame: pd.DataFrame) -> alt.VConcatChart:
         raise UsageError(f"the frame of patterns lacks the column {', '.join(missing)}")
     if frame.empty:
         raise UsageError("there is no pattern to draw; `heads patterns` stores some")
-    grids = [_grid(part) for _, part in frame.groupby("model", sort=False)]
+    grids = [_grid(part, pixels, across) for _, part in frame.groupby("model", sort=False)]
     figure: alt.VConcatChart = (
         alt.vconcat(*grids, spacing=28)
         .resolve_scale(color="shared")
@@ -67,17 +71,27 @@ def columns(panels: int) -> int:
     return panels if panels <= _MOST_COLUMNS else min(_MOST_COLUMNS, math.ceil(math.sqrt(panels)))
 
 
-def _grid(cells: pd.DataFrame) -> alt.ConcatChart:
+def colors() -> list[str]:
+    """Of attention 0 to 1, evenly spaced; between two of them colours are mixed."""
+    return list(_COLORS)
+
+
+def shown(position: int, token: str) -> str:
+    """A token as a tooltip shows it: its place, and its spaces and line ends to be seen."""
+    return f"{position}: {token!r}"
+
+
+def _grid(cells: pd.DataFrame, pixels: int, across: int | None) -> alt.ConcatChart:
     heads = [part for _, part in cells.groupby("name", sort=False)]
-    across = columns(len(heads))
+    across = across or columns(len(heads))
     tokens = cells.drop_duplicates("query").sort_values("query")
     texts = alt.InlineData(
         values=[
-            {"position": int(position), "token": _shown(position, token)}
+            {"position": int(position), "token": shown(position, token)}
             for position, token in zip(tokens["query"], tokens["query_token"], strict=True)
         ]
     )
-    cell = _cell(len(tokens))
+    cell = _cell(len(tokens), pixels)
     grid: alt.ConcatChart = alt.concat(
         *(_panel(part, texts, cell) for part in heads), columns=across
     ).properties(
@@ -87,12 +101,11 @@ def _grid(cells: pd.DataFrame) -> alt.ConcatChart:
 
 
 def _panel(cells: pd.DataFrame, texts: alt.InlineData, cell: int) -> alt.Chart:
-    n = int(cells["query"].max()) + 1
     # Short names and no text in the rows: there are a hundred thousand of them.
     rows = pd.DataFrame(
         {"q": cells["query"], "k": cells["key"], "v": cells["value"].astype(float).round(4)}
     )
-    positions = list(range(n))
+    positions = list(range(int(cells["query"].min()), int(cells["query"].max()) + 1))
     panel: alt.Chart = (
         alt.Chart(_figure.inline(rows))
         .mark_rect(aria=False)
@@ -120,12 +133,7 @@ def _panel(cells: pd.DataFrame, texts: alt.InlineData, cell: int) -> alt.Chart:
     return panel
 
 
-def _cell(tokens: int) -> int:
+def _cell(tokens: int, pixels: int) -> int:
     """Pixels of a cell's side."""
     smallest, largest = _CELL_LIMITS
-    return min(max(_PANEL_PIXELS // tokens, smallest), largest)
-
-
-def _shown(position: int, token: str) -> str:
-    """A token as a tooltip shows it: its place, and its spaces and line ends to be seen."""
-    return f"{position}: {token!r}"
+    return min(max(pixels // tokens, smallest), largest * pixels // _PANEL_PIXELS)

@@ -7,9 +7,17 @@ import typer
 
 from catalog import people, publishing, queries
 from catalog.declarations import ModelSpec
-from catalog.errors import UsageError
 from ingest.classify import with_thresholds
-from ui.cli.common import Db, FormatOption, OutputOption, messages, open_catalog, write
+from ui.cli.common import (
+    Db,
+    FormatOption,
+    OutputOption,
+    ThresholdsOption,
+    messages,
+    open_catalog,
+    thresholds,
+    write,
+)
 
 models = typer.Typer(help="List the models, or add one by its layout.", no_args_is_help=False)
 labels = typer.Typer(help="Labels made by people or published elsewhere.", no_args_is_help=True)
@@ -89,10 +97,7 @@ def classify(
     threshold: Annotated[
         float | None, typer.Option(help="For every rule of the taxonomies chosen.")
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="METRIC=T", help="For one metric; may be repeated."),
-    ] = None,
+    set_: ThresholdsOption = None,
     db: Db = None,
 ) -> None:
     """Apply the labelling rules again, with other thresholds, without running a model.
@@ -102,7 +107,7 @@ def classify(
     Example: heads classify gpt2 --set induction=0.3
     """
     catalog = open_catalog(context, db)
-    specs = with_thresholds(taxonomy or (), threshold, dict(map(_assignment, set_ or ())))
+    specs = with_thresholds(taxonomy or (), threshold, thresholds(set_))
     names = model or [row["model"] for row in queries.models(catalog)]
     for name in names:
         queries.require_model(catalog, name)
@@ -110,16 +115,6 @@ def classify(
         counts = publishing.classify(catalog.database, name, specs)
         told = ", ".join(f"{count} {taxonomy}" for taxonomy, count in counts.items())
         messages.print(f"{name}: {told} labels")
-
-
-def _assignment(text: str) -> tuple[str, float]:
-    metric, _, value = text.partition("=")
-    try:
-        return metric, float(value)
-    except ValueError:
-        raise UsageError(
-            f"--set {text}: expected METRIC=THRESHOLD, such as induction=0.3"
-        ) from None
 
 
 def add_to(app: typer.Typer) -> None:

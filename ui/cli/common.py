@@ -2,7 +2,6 @@
 
 import importlib
 import io
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +11,16 @@ from types import ModuleType
 from typing import Annotated, Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from catalog import Catalog, Result, connect
+from catalog.catalog import database_at
 from catalog.database import Database
 from catalog.errors import MissingExtraError, UsageError
 from catalog.settings import load_settings
+from ui import formats
 
 _TOKENS = {"token", "output", "prompt", "query_token", "key_token"}
 """Columns of texts whose spaces and line ends count: a table shows them in quotes."""
@@ -56,6 +55,12 @@ FormatOption = Annotated[
 OutputOption = Annotated[
     Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write here, not to stdout.")
 ]
+ThresholdsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="METRIC=T", help="Threshold of the rules on a metric; may be repeated."
+    ),
+]
 
 
 def url_of(context: typer.Context, db: str | None) -> str:
@@ -70,7 +75,7 @@ def open_catalog(context: typer.Context, db: str | None, *, create: bool = False
 
 def database_of(context: typer.Context, db: str | None) -> Database:
     """The database itself, whatever its schema."""
-    return Database(url_of(context, db), lock_timeout=load_settings().lock_timeout)
+    return database_at(url_of(context, db))
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -86,6 +91,24 @@ def require(module: str, extra: str) -> ModuleType:
             f"this needs the package {error.name}, which is not installed; "
             f"install it with `pip install 'head-catalog[{extra}]'`"
         ) from error
+
+
+def thresholds(given: Sequence[str] | None) -> dict[str, float]:
+    """What `ThresholdsOption` was given: thresholds by metric.
+
+    Raises:
+        UsageError: If something is no metric with a number.
+    """
+    found = {}
+    for text in given or ():
+        metric, _, value = text.partition("=")
+        try:
+            found[metric] = float(value)
+        except ValueError:
+            raise UsageError(
+                f"--set {text}: expected METRIC=THRESHOLD, such as induction=0.3"
+            ) from None
+    return found
 
 
 def write(result: Result, form: Format | None, output: Path | None) -> None:
@@ -129,33 +152,15 @@ def _form_of(output: Path | None) -> Format:
 
 
 def _bytes(result: Result, form: Format) -> bytes:
-    buffer = io.BytesIO()
     match form:
         case Format.TABLE:
             return _table(result.rows(), result.columns).encode()
         case Format.JSON:
-            return (json.dumps(result.rows(), default=_plain, indent=1) + "\n").encode()
+            return formats.json_text(result)
         case Format.CSV:
-            pyarrow.csv.write_csv(_flat(result.arrow()), buffer)
+            return formats.csv(result)
         case Format.PARQUET:
-            pyarrow.parquet.write_table(result.arrow(), buffer)
-    return buffer.getvalue()
-
-
-def _flat(table: pa.Table) -> pa.Table:
-    """CSV has no nested values: those become JSON text."""
-    columns = [
-        pa.array([None if v is None else json.dumps(v, default=_plain) for v in column.to_pylist()])
-        if pa.types.is_nested(column.type)
-        else column
-        for column in table.columns
-    ]
-    return pa.table(columns, names=table.column_names)
-
-
-def _plain(value: object) -> Any:
-    isoformat = getattr(value, "isoformat", None)
-    return isoformat() if isoformat else str(value)
+            return formats.parquet(result)
 
 
 def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
@@ -178,4 +183,4 @@ def _cell(column: str, value: object) -> str:
         return ""
     if column in _TOKENS and isinstance(value, str):
         return repr(value)
-    return f"{value:.4g}" if isinstance(value, float) else str(_plain(value))
+    return f"{value:.4g}" if isinstance(value, float) else str(formats.plain(value))

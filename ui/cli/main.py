@@ -4,12 +4,26 @@ import os
 import signal
 import sys
 import traceback
+from importlib.metadata import version
 from types import FrameType
+from typing import Annotated
 
 import typer
 
 from catalog.errors import HeadsError
-from ui.cli import ask, bring, database, draw, measure, patterns
+from ui.cli import (
+    ask,
+    bring,
+    copying,
+    database,
+    doctor,
+    draw,
+    jobs,
+    measure,
+    patterns,
+    schedule,
+    serve,
+)
 from ui.cli.common import State
 
 INTERNAL_ERROR = 70
@@ -29,17 +43,41 @@ app = typer.Typer(
 )
 
 
+def _show_version(is_asked: bool) -> None:  # noqa: FBT001 - Typer's
+    if is_asked:
+        print(version("head-catalog"))  # noqa: T201 - the command's own output
+        raise typer.Exit
+
+
 @app.callback()
 def _root(
     context: typer.Context,
     db: str | None = typer.Option(
         None, "--db", metavar="URL", help="The catalog; or set HEADS_DATABASE_URL."
     ),
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the release, and end."
+        ),
+    ] = False,
 ) -> None:
     context.obj = State(db=db)
 
 
-for module in (measure, patterns, bring, ask, draw, database):
+for module in (
+    measure,
+    jobs,
+    schedule,
+    patterns,
+    bring,
+    ask,
+    draw,
+    database,
+    serve,
+    copying,
+    doctor,
+):
     module.add_to(app)
 
 

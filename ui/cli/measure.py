@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +10,8 @@ from rich.progress import Progress as Bars
 
 from catalog import Result
 from catalog.errors import UsageError
+from catalog.jobs import Submitted
+from ui.cli import options
 from ui.cli.common import (
     Db,
     FormatOption,
@@ -55,6 +56,14 @@ def shown_progress() -> Iterator[_Shown]:
         yield _Shown(bars)
 
 
+def tell_of(submitted: Submitted) -> None:
+    """Say which job a request has become; its id is the command's output."""
+    job = submitted.job
+    state = f"in queue {job.queue}" if submitted.is_new else f"{job.state} already"
+    messages.print(f"job {job.id}: {job.suite} of {job.model}, {state}")
+    print(job.id)  # noqa: T201 - the command's own output
+
+
 def ingest(
     context: typer.Context,
     model: Annotated[
@@ -64,33 +73,23 @@ def ingest(
         list[str] | None,
         typer.Option(help="relations, weights, salient, patterns or dynamic; may be repeated."),
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
-    name: Annotated[str | None, typer.Option(help="What the catalog shall call it.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    relations: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Your relation set: a folder of *.json.")
-    ] = None,
-    probe: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Your sequences or texts: JSONL, or .txt in paragraphs."),
-    ] = None,
-    token_class: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=REGEX", help="Tokens whose whole text matches; may be repeated."
-        ),
-    ] = None,
-    only: Annotated[
-        bool, typer.Option("--only", help="Your relations or probe alone, not the shipped ones.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Measure again what is there.")] = False,
+    revision: options.Revision = None,
+    name: options.Name = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    relations: options.Relations = None,
+    probe: options.Probe = None,
+    token_class: options.TokenClasses = None,
+    only: options.Only = False,
+    force: options.Force = False,
     first_mlp: Annotated[
         bool, typer.Option(help="From weights: later layers read the first MLP's output.")
     ] = True,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Unpickle weights; can run any code in them.")
+    allow_pickle: options.AllowPickle = False,
+    in_queue: Annotated[
+        bool, typer.Option("--queue", help="Leave it to workers: a job per model and suite.")
     ] = False,
+    queue_name: options.QueueName = None,
     db: Db = None,
 ) -> None:
     """Measure every head of a model and write the scores into the catalog.
@@ -106,12 +105,16 @@ def ingest(
     Example: heads ingest model.gguf --relations my_relations --only
 
     Example: heads ingest ./my-model --suite patterns --token-class "bracket=[()]"
+
+    Example: heads ingest HuggingFaceTB/SmolLM2-135M ./my-model --queue
     """
-    run = require("ingest.run", "ingest")
+    if queue_name is not None and not in_queue:
+        raise UsageError("--queue-name needs --queue")
+    asked = require("ingest.request", "ingest")
     if name is not None and len(model) > 1:
         raise UsageError("--name is for one model; several were given")
     requests = [
-        run.IngestRequest(
+        asked.IngestRequest(
             model=one,
             suites=tuple(suite or ()),
             name=name,
@@ -129,6 +132,13 @@ def ingest(
         for one in model
     ]
     catalog = open_catalog(context, db, create=True)
+    if in_queue:
+        submit = require("ingest.service.submit", "service").submit
+        for request in requests:
+            for one in submit(catalog, request, queue=queue_name, tell=messages.print):
+                tell_of(one)
+        return
+    run = require("ingest.run", "ingest")
     for request in requests:
         with shown_progress() as progress:
             outcomes = run.ingest(catalog, request, progress)
@@ -153,8 +163,8 @@ def composition_matrix(
     from_layer: Annotated[
         int | None, typer.Option(min=0, help="Only heads of this layer write.")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    revision: options.Revision = None,
+    device: options.Device = "auto",
     form: FormatOption = None,
     output: OutputOption = None,
 ) -> None:

@@ -5,9 +5,13 @@ from typing import Annotated
 
 import typer
 
+from catalog import Catalog, queries
 from catalog import patterns as stored
+from catalog.errors import UsageError
+from catalog.sources import Checkpoint, checkpoint
+from ui.cli import options
 from ui.cli.common import Db, FormatOption, OutputOption, messages, open_catalog, require, write
-from ui.cli.measure import shown_progress
+from ui.cli.measure import shown_progress, tell_of
 
 ModelArgument = Annotated[str, typer.Argument(help="As `heads models` names it.")]
 HeadsOption = Annotated[
@@ -20,7 +24,11 @@ PromptOption = Annotated[str | None, typer.Option(help="Text or name of the prom
 def patterns(
     context: typer.Context,
     model: Annotated[
-        str, typer.Argument(help="A folder, a .gguf file or a Hub id (ORGANISATION/NAME).")
+        str,
+        typer.Argument(
+            help="A folder, a .gguf file, what the catalog calls a model, or a Hub id "
+            "(ORGANISATION/NAME)."
+        ),
     ],
     heads: Annotated[list[str], typer.Option(help="Such as L5H5,L6H9; or L5, a whole layer.")],
     prompt: Annotated[
@@ -29,14 +37,16 @@ def patterns(
     prompt_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="JSONL, as `heads ingest --probe` takes it.")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
-    name: Annotated[str | None, typer.Option(help="What the catalog shall call it.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Measure again what is there.")] = False,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Unpickle weights; can run any code in them.")
+    revision: options.Revision = None,
+    name: options.Name = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    force: options.Force = False,
+    allow_pickle: options.AllowPickle = False,
+    in_queue: Annotated[
+        bool, typer.Option("--queue", help="Leave it to workers, as one job.")
     ] = False,
+    queue_name: options.QueueName = None,
     db: Db = None,
 ) -> None:
     """Store the whole attention patterns of some heads on some prompts.
@@ -44,9 +54,17 @@ def patterns(
     Every number from query to key is kept, to the nearest float16, with the prompt's tokens.
 
     Example: heads patterns ./gpt2 --heads L5H5,L6H9 --prompt "The cat sat. The cat"
+
+    Of a model that the catalog has, by its name, the very checkpoint is read that was measured.
+
+    Example: heads patterns openai-community/gpt2 --heads L5 --prompt "The cat sat" --queue
     """
-    capture = require("ingest.capture", "ingest")
-    request = capture.CaptureRequest(
+    if queue_name is not None and not in_queue:
+        raise UsageError("--queue-name needs --queue")
+    catalog = open_catalog(context, db, create=True)
+    if known := _known(catalog, model):
+        model, name, revision = known.model, name or model, revision or known.revision
+    request = require("ingest.request", "ingest").CaptureRequest(
         model=model,
         heads=",".join(heads),
         prompts=tuple(prompt or ()),
@@ -58,12 +76,24 @@ def patterns(
         force=force,
         allow_pickle=allow_pickle,
     )
-    catalog = open_catalog(context, db, create=True)
+    if in_queue:
+        submit = require("ingest.service.submit", "service").submit_patterns
+        tell_of(submit(catalog, request, queue=queue_name, tell=messages.print))
+        return
+    capture = require("ingest.capture", "ingest").capture
     with shown_progress() as progress:
-        done = capture.capture(catalog, request, progress)
+        done = capture(catalog, request, progress)
     runs = ", ".join(map(str, done.run_ids))
     there = f", {done.known} there already" if done.known else ""
     messages.print(f"{done.model}: {done.stored} patterns stored{there} (run {runs})")
+
+
+def _known(catalog: Catalog, name: str) -> Checkpoint | None:
+    """What a model of the catalog was read from, unless the name is a file's or a folder's."""
+    if Path(name).exists():
+        return None
+    rows = (row for row in queries.models(catalog) if row["model"] == name)
+    return next((checkpoint(row["source"], row["revision"]) for row in rows), None)
 
 
 def patterns_list(
