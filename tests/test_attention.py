@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 import tiny
 import torch
+from asking import Notes, on_probe, write
 from observed import whole
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -23,30 +24,14 @@ from ingest.progress import Silence
 from ingest.readers import attention
 from ingest.readers.attention import attention_modules, observing, prove
 from ingest.readers.loading import LoadedModel
+from ingest.request import IngestRequest
 from ingest.rows import Rows
-from ingest.run import IngestRequest, ingest
+from ingest.run import ingest
 from ingest.suites import _passes, patterns
 from ingest.suites._passes import measure
 
 TOKENS = torch.arange(3, 3 + 2 * 30).reshape(2, 30)
 N_LAYERS = 3
-
-
-class Notes(Silence):
-    """Progress that remembers what was noted, and counts steps."""
-
-    def __init__(self) -> None:
-        self.noted: list[str] = []
-        self.total = self.done = 0
-
-    def note(self, text: str) -> None:
-        self.noted.append(text)
-
-    def steps(self, _text: str, total: int) -> None:
-        self.total = total
-
-    def advance(self) -> None:
-        self.done += 1
 
 
 def seen(model: PreTrainedModel) -> dict[int, Tensor]:
@@ -428,18 +413,15 @@ def places_undefined(run: dict[str, Any]) -> dict[str, str]:
     return {place: why for place, why in undefined.items() if place.startswith("L")}
 
 
-def write(path: Path, *sequences: list[int]) -> Path:
-    path.write_text("\n".join(json.dumps({"tokens": tokens}) for tokens in sequences))
-    return path
-
-
 def test_a_head_with_nan_in_its_attention_has_no_score_and_the_others_have(
     duckdb_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Head 2 of layer 1, on one probe only; and all heads of layer 2 on another model."""
     folder = tiny.save(tmp_path / "m", "gptj")
-    probe = write(tmp_path / "mine.jsonl", *random_tokens(12, 12, 15).tokens)
-    asked = IngestRequest(model=str(folder), suites=("patterns",), probe=str(probe), only=True)
+    probe = write(
+        tmp_path / "mine.jsonl", *({"tokens": one} for one in random_tokens(12, 12, 15).tokens)
+    )
+    asked = on_probe(folder, probe)
     undamaged = catalog.connect(f"duckdb:///{tmp_path / 'undamaged.duckdb'}", create=True)
     ingest(undamaged, asked)
 
@@ -507,9 +489,11 @@ def test_layers_without_softmax_heads_have_no_scores_and_say_so(
     duckdb_url: str, tmp_path: Path
 ) -> None:
     folder = tiny.save(tmp_path / "hybrid", "qwen3_next")
-    probe = write(tmp_path / "mine.jsonl", *random_tokens(12, 12, 15).tokens)
+    probe = write(
+        tmp_path / "mine.jsonl", *({"tokens": one} for one in random_tokens(12, 12, 15).tokens)
+    )
     one = catalog.connect(duckdb_url, create=True)
-    ingest(one, IngestRequest(model=str(folder), suites=("patterns",), probe=str(probe), only=True))
+    ingest(one, on_probe(folder, probe))
     # No token of the probe is in some classes.
     found = [row for row in rows(one) if not row["metric"].startswith("token_lift")]
     assert {row["layer"] for row in found if row["value"] is None} == {0}
@@ -535,15 +519,40 @@ def test_a_model_whose_proof_fails_is_refused_by_name(
 @pytest.mark.parametrize("text", ["", "w3", "   "])
 def test_a_text_without_two_tokens_is_refused(duckdb_url: str, tmp_path: Path, text: str) -> None:
     folder = tiny.save(tmp_path / "m", "llama")
-    probe = tmp_path / "mine.jsonl"
-    probe.write_text(json.dumps({"text": "w3 w4"}) + "\n\n" + json.dumps({"text": text}))
+    probe = write(tmp_path / "mine.jsonl", {"text": "w3 w4"}, "", {"text": text})
     one = catalog.connect(duckdb_url, create=True)
     count = len(text.split())
     with pytest.raises(InputError, match=rf"line 3: has {count} tokens; a pattern needs at least"):
-        ingest(
-            one, IngestRequest(model=str(folder), suites=("patterns",), probe=str(probe), only=True)
-        )
+        ingest(one, on_probe(folder, probe))
     assert len(one.sql("SELECT * FROM runs")) == 0
+
+
+def test_tokens_that_never_repeat_and_a_class_that_none_meets_are_null_with_the_reason(
+    duckdb_url: str, tmp_path: Path
+) -> None:
+    folder = tiny.save(tmp_path / "m", "llama")
+    classes = {"none": [0, 0, 0, 0], "some": [0, 1, 0, 0]}
+    lines = [{"tokens": [3 + i, 9, 4 + i, 50], "classes": classes} for i in range(2)]
+    probe = write(tmp_path / "mine.jsonl", *lines)
+    one = catalog.connect(duckdb_url, create=True)
+    ingest(one, on_probe(folder, probe))
+    values: dict[str, set[float | None]] = {}
+    for row in rows(one):
+        values.setdefault(row["metric"], set()).add(row["value"])
+    undefined = json.loads(one.sql("SELECT notes FROM runs").rows()[0]["notes"])["undefined"]
+    reasons = {
+        **dict.fromkeys(
+            ("same_token_mass", "induction_mass"), "no token occurs twice in a sequence on mine"
+        ),
+        "token_lift[none]": "no token is of this class on mine",
+        "local_8": "the sequences have no position that counts on mine",
+    }
+    assert {name: undefined[name] for name in reasons} == reasons
+    # The shipped classes are of strings, and the tiny tokenizer has none of them.
+    assert undefined.keys() == {name for name, found in values.items() if None in found}
+    assert all(values[name] == {None} for name in undefined)
+    assert values["token_mass[none]"] == {0}
+    assert min(cast("set[float]", values["token_lift[some]"])) > 0
 
 
 @pytest.mark.parametrize(("architecture", "context"), [("llama", 256), ("mpt", 2048)])
@@ -551,9 +560,7 @@ def test_a_sequence_longer_than_the_context_is_refused(
     duckdb_url: str, tmp_path: Path, architecture: str, context: int
 ) -> None:
     folder = tiny.save(tmp_path / "m", architecture)
-    probe = write(tmp_path / "mine.jsonl", [3] * (context + 1))
+    probe = write(tmp_path / "mine.jsonl", {"tokens": [3] * (context + 1)})
     one = catalog.connect(duckdb_url, create=True)
     with pytest.raises(InputError, match=f"{context + 1} tokens; the model's context is {context}"):
-        ingest(
-            one, IngestRequest(model=str(folder), suites=("patterns",), probe=str(probe), only=True)
-        )
+        ingest(one, on_probe(folder, probe))

@@ -1,39 +1,22 @@
-"""The served page in a real browser; screenshots go to tests/output/."""
+"""The served page in a real browser."""
 
 import re
-import signal
 import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlencode
 
+import browsing
 import catalogs
-import install_browser
 import pytest
-from playwright.sync_api import Browser, Dialog, Locator, Page, Request, expect, sync_playwright
+from browsing import chart, serving, shoot, visit
+from playwright.sync_api import Page, expect
 
 from catalog.database import Database
 from ui import charts, launch
 
 pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("browser")]
 
-OUTPUT = Path(__file__).parent / "output"
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-PATIENCE = 60.0
+browser, page = browsing.browser, browsing.page
 BIG = "big/model"
 LABELS = [
     *catalogs.published_labels("gpt2-xl"),
@@ -41,31 +24,6 @@ LABELS = [
     (catalogs.HOSTILE, 0, 1, "function", "Linguistic"),
     (catalogs.HOSTILE, 0, 1, "function", "<img src=x onerror=alert(2)>"),
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as chosen:
-        chosen.bind(("127.0.0.1", 0))
-        return int(chosen.getsockname()[1])
-
-
-def start(folder: Path, port: int) -> subprocess.Popen[bytes]:
-    """Serve the catalog in a folder as `heads ui` does, and wait until it answers."""
-    code = (
-        "import sys; from catalog.database import Database; from ui import launch; "
-        "database = Database('duckdb:///heads.duckdb', lock_timeout=10); "
-        f"sys.exit(launch.serve(database, port={port}, address='127.0.0.1'))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=folder)
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=5):
-                return process
-        except urllib.error.URLError:
-            time.sleep(0.1)
-    process.kill()
-    raise AssertionError(f"the page did not answer on port {port} within {PATIENCE:g} s")
 
 
 @pytest.fixture(scope="module")
@@ -77,62 +35,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     for name in ("base", "tuned"):
         masses = {c: [[0.125, 0.25]] * 28 for c in ("hash", "star", "whitespace", "newline")}
         catalogs.add_token_masses(made, name, masses)
-    port = free_port()
-    process = start(folder, port)
-    yield f"http://127.0.0.1:{port}"
-    process.send_signal(signal.SIGINT)
-    assert process.wait(PATIENCE) == 0
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = install_browser.find()
-    if path is None:
-        pytest.fail("no Chromium or Chrome on the PATH; `make browser` installs one")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A tab that fails the test on any error, dialog, or request to another machine."""
-    tab = browser.new_page(viewport={"width": 1280, "height": 1100})
-    tab.set_default_timeout(1000 * PATIENCE)
-    wrong: list[str] = []
-
-    def dismiss(dialog: Dialog) -> None:
-        wrong.append(f"dialog: {dialog.message}")
-        dialog.dismiss()
-
-    def check(request: Request) -> None:
-        if not re.match(r"(http|ws)://127\.0\.0\.1[:/]|file:|data:|blob:", request.url):
-            wrong.append(f"request: {request.url}")
-
-    tab.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-    tab.on("dialog", dismiss)
-    tab.on("request", check)
-    yield tab
-    tab.close()
-    assert wrong == []
-
-
-def visit(page: Page, site: str, path: str = "/", **asked: str | list[str]) -> Locator:
-    """Open a view and wait for its chart."""
-    page.goto(f"{site}{path}?{urlencode(asked, doseq=True)}")
-    return chart(page)
-
-
-def chart(page: Page) -> Locator:
-    found = page.locator(".vega-embed")
-    expect(found.locator("svg.marks, canvas.marks")).to_be_visible(timeout=1000 * PATIENCE)
-    return found
-
-
-def shoot(page: Page, name: str) -> None:
-    OUTPUT.mkdir(exist_ok=True)
-    page.screenshot(path=OUTPUT / f"{name}.png", full_page=True)
+    with serving(folder) as served:
+        yield served.address
 
 
 def test_the_map_draws_every_head_and_tells_why(page: Page, site: str) -> None:
@@ -207,7 +111,7 @@ def test_a_choice_goes_to_the_url_and_back_undoes_it(page: Page, site: str) -> N
     expect(drawn.get_by_text("gpt2-xl", exact=True).first).to_be_visible()
 
 
-@pytest.mark.parametrize("path", ["/", "/layer_bins"])
+@pytest.mark.parametrize("path", ["/category_map", "/layer_bins"])
 def test_hostile_names_run_nothing(page: Page, site: str, path: str) -> None:
     drawn = visit(page, site, path, model=[catalogs.HOSTILE, "<b>"], taxonomy="function")
     expect(drawn.get_by_text(catalogs.HOSTILE, exact=True).first).to_be_visible()

@@ -4,10 +4,10 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import tiny
@@ -189,6 +189,19 @@ def test_a_head_that_is_nan_stores_nothing(
     assert "L1H2" in run["error"]
 
 
+def test_a_prompt_that_memory_does_not_hold_is_named(
+    duckdb_url: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(capture, "attention_patterns", too_much)
+    one = catalog.connect(duckdb_url, create=True)
+    with pytest.raises(ModelError, match=r"hold llama on 'w3 .*', 10 tokens; a shorter prompt"):
+        take(one, checkpoint, "L0H0", PROMPT)
+    assert len(one.sql("SELECT * FROM stored_patterns")) == 0
+
+
 def test_the_capture_keeps_only_what_is_asked_for(checkpoint: Path) -> None:
     prepared = loading.prepare(resolve(str(checkpoint)))
     loaded = loading.load(prepared, device="cpu", dtype="float32")
@@ -207,14 +220,7 @@ def heads(tmp_path: Path) -> Heads:
     """Runs the command in an empty folder, whose `heads.duckdb` is then the default catalog."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "ui.cli", *arguments],
-            cwd=tmp_path,
-            env=os.environ | {"COLUMNS": "200", "PYTHONPATH": str(Path(__file__).parents[1])},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return commands.run(arguments, cwd=tmp_path, env=os.environ | {"COLUMNS": "200"})
 
     return run
 
@@ -247,18 +253,27 @@ def test_from_a_checkpoint_to_the_figure_and_away(heads: Heads, tmp_path: Path) 
     assert titles == ["L2H1", "L0H3", "gpt2", "L2H1", "L0H3", "llama"]
     for suffix in ("png", "html"):
         assert heads("chart", "grid", "llama", "-o", f"grid.{suffix}").returncode == 0
+    part = heads("chart", "grid", "llama", "-o", "part.svg", "--tokens", "1-3", "--columns", "1")
+    assert part.returncode == 0
     absent = heads("chart", "grid", "llama", "--heads", "L1H0", "-o", "no.png")
     assert absent.returncode == 2
     command = f"heads patterns CHECKPOINT --name llama --heads L1H0 --prompt '{PROMPT}'"
     assert command in absent.stderr
     wrong = (
         ("chart", "grid", "llama", "-o", "no.png", "--bins", "3"),
+        ("chart", "grid", "llama", "-o", "no.png", "--tokens", "3-1"),
+        ("chart", "map", "llama", "-o", "no.png", "--columns", "2"),
         ("chart", "map", "llama", "-o", "no.png", "--heads", "L1"),
         ("chart", "grid", "llama", "-o", "no.png", "--heads", "L0", "--heads", "L1"),
     )
     for arguments in wrong:
         assert heads(*arguments).returncode == 2
     assert not (tmp_path / "no.png").exists()
+
+    # By its name the catalog's model is found where it was.
+    for name, said in (("llama", "1 patterns stored (run"), ("mine", "0 patterns stored, 1 there")):
+        more = heads("patterns", name, "--name", "mine", "--heads", "L0H3", "--prompt", PROMPT)
+        assert f"mine: {said}" in more.stderr
 
     before = json.loads(heads("db", "size", "-f", "json").stdout)
     gone = heads("patterns-delete", "llama", "--heads", "L2")

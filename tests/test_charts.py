@@ -10,8 +10,10 @@ from typing import Any
 
 import altair as alt
 import catalogs
+import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
 
 from catalog.errors import UsageError
 from ui import charts
@@ -73,6 +75,38 @@ def drawn(chart: alt.ConcatChart) -> list[tuple[dict[str, Any], list[dict[str, A
 def color_scale(panel: dict[str, Any]) -> dict[str, str]:
     scale = panel["encoding"]["color"]["scale"]
     return dict(zip(scale["domain"], scale["range"], strict=True))
+
+
+# How much of each colour of light reaches which: Machado, Oliveira and Fernandes 2009.
+SIGHTS = {
+    "usual": np.eye(3),
+    "deuteranopia": np.array(
+        [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.011820, 0.042940, 0.968881],
+        ]
+    ),
+    "protanopia": np.array(
+        [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ]
+    ),
+}
+
+
+def _seen(color: str, sight: NDArray[Any]) -> NDArray[Any]:
+    """CIELAB of '#rrggbb' as a reader with this sight has it."""
+    coded = np.array([int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)])
+    light = np.where(coded <= 0.04045, coded / 12.92, ((coded + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array(
+        [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    )
+    xyz = to_xyz @ np.clip(sight @ light, 0, 1) / np.array([0.9505, 1, 1.089])
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
 class TestCategories:
@@ -142,6 +176,15 @@ class TestPalette:
         taken = {*colors.values(), *palette.MULTIPLE_COLORS.values(), palette.UNCLASSIFIED_COLOR}
         assert len(taken) == 60 + 4 + 1
         assert all(re.fullmatch("#[0-9a-f]{6}", color) for color in taken)
+
+    @pytest.mark.parametrize("sight", SIGHTS)
+    def test_seven_labels_are_told_apart_by_colour_blind_readers(self, sight: str) -> None:
+        labels = charts.label_colors("role", map(str, range(7))).values()
+        colors = [*labels, palette.MULTIPLE_COLORS["2 categories"], palette.UNCLASSIFIED_COLOR]
+        seen = [_seen(color, SIGHTS[sight]) for color in colors]
+        apart = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
+        # 2.3 is just noticeable where two colours touch; a legend stands some way off.
+        assert min(apart) > 15
 
     def test_a_label_keeps_its_color_whatever_the_order(self) -> None:
         assert charts.label_colors("mine", "abc") == charts.label_colors("mine", "cba")
@@ -332,7 +375,7 @@ class TestLayerBins:
     def test_no_labelled_head_leaves_empty_axes(self, tmp_path: Path) -> None:
         chart = charts.layer_bins(heads((4, 2), {}), taxonomy="function")
         [(panel, rows)] = drawn(chart)
-        assert rows == []
+        assert not rows
         assert len(panel["layer"][0]["encoding"]["x"]["scale"]["domain"]) == 4
         charts.save(chart, tmp_path / "empty.png")
 
@@ -498,6 +541,7 @@ class TestSave:
         [
             ("a.png", b"\x89PNG"),
             ("a.svg", b"<svg"),
+            ("a.pdf", b"%PDF-"),
             ("a.html", b"<!DOCTYPE html>"),
             ("a.PNG", b"\x89PNG"),
         ],
@@ -515,10 +559,10 @@ class TestSave:
         page = (tmp_path / "a.html").read_text()
         assert not re.search(r"<(script|link)[^>]*(src|href)=", page)
 
-    @pytest.mark.parametrize("name", ["a.pdf", "a", "png"])
+    @pytest.mark.parametrize("name", ["a.eps", "a", "png"])
     def test_other_formats_are_refused(self, tmp_path: Path, name: str) -> None:
         chart = charts.category_map(heads((1, 1), {}), taxonomy="function")
-        with pytest.raises(UsageError, match=r"expected \.png, \.svg, \.html"):
+        with pytest.raises(UsageError, match=r"expected \.png, \.svg, \.pdf, \.html"):
             charts.save(chart, tmp_path / name)
 
     def test_a_missing_folder_is_named(self, tmp_path: Path) -> None:

@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import catalogs
+import commands
 import polars as pl
+import psutil
 import published
 import pytest
 import tiny
@@ -29,14 +32,8 @@ def heads(tmp_path: Path) -> Heads:
     """Runs the command in an empty folder, whose `heads.duckdb` is then the default catalog."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [Path(sys.executable).with_name("heads"), *arguments],
-            cwd=tmp_path,
-            env=os.environ | {"COLUMNS": "200"} | environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        env = os.environ | {"COLUMNS": "200"} | environment
+        return commands.run(arguments, cwd=tmp_path, env=env)
 
     return run
 
@@ -47,6 +44,17 @@ def filled(tmp_path: Path) -> Catalog:
     values: published.Values = [[0.1, 0.2, 0.3, None], [0.9, 0.4, 0.5, 0.6], [0.0, 0.0, 0.0, 0.0]]
     published.publish(one, published.begin(one), values)
     return one
+
+
+def test_sql_that_others_wrote(heads: Heads, filled: Catalog) -> None:
+    assert filled
+    done = heads("sql", "--safe", "SELECT layer, head FROM scores", "-f", "csv", HEADS_SQL_ROWS="5")
+    assert len(done.stdout.splitlines()) == 6
+    assert "first 5 rows" in done.stderr
+    refused = heads("sql", "--safe", "SELECT * FROM score")
+    assert (refused.returncode, refused.stdout) == (7, "")
+    assert "none of the catalog's views" in refused.stderr
+    assert heads("sql", "SELECT * FROM score").returncode == 0
 
 
 def test_sql_in_every_format(heads: Heads, filled: Catalog, tmp_path: Path) -> None:
@@ -106,10 +114,16 @@ def test_a_query_without_end_stops_at_a_signal(filled: Catalog) -> None:
     url = f"duckdb:///{filled.database.path}"
     for end in (signal.SIGINT, signal.SIGTERM):
         process = subprocess.Popen([program, "--db", url, "sql", endless])
-        time.sleep(4)
-        assert process.poll() is None
-        process.send_signal(end)
-        assert process.wait(timeout=20) == -end
+        try:
+            opened = psutil.Process(process.pid).open_files
+            while str(filled.database.path) not in {file.path for file in opened()}:
+                assert process.poll() is None
+                time.sleep(0.1)
+            time.sleep(1)
+            process.send_signal(end)
+            assert process.wait(timeout=60) == -end
+        finally:
+            process.kill()
 
 
 def test_models_metrics_and_layouts(heads: Heads) -> None:
@@ -136,6 +150,7 @@ def test_labels_are_imported_as_a_whole(heads: Heads, tmp_path: Path) -> None:
         "gpt2-xl,x,0,verdict,unclear,": "line 4: expected a number",
         "gpt2-xl,1,0,,unclear,": "line 4: taxonomy is empty or",
         "gpt2-xl,1,0,verdict,a\x01b,": "line 4: label is empty or has characters that cannot",
+        'gpt2-xl,1,0,verdict,"unclear,0.5': "line 4: unexpected end of data",
         "gpt2-xl,1,0,verdict,unclear,7": "line 4: confidence 7 is not between 0 and 1",
     }
     for line, reason in bad.items():
@@ -191,6 +206,8 @@ def test_ingest_classify_and_draw(heads: Heads, tmp_path: Path) -> None:
         assert drawn.returncode == 0, drawn.stderr
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
     assert heads("chart", "map", "tiny", "-o", "map.xyz").returncode == 2
+    unruled = heads("chart", "map", "tiny", "--set", "induction=1", "-o", "map.png")
+    assert (unruled.returncode, "rules about relation_score" in unruled.stderr) == (2, True)
     assert heads("chart", "map", "none", "-o", "map.png").returncode == 2
 
 
@@ -263,6 +280,11 @@ def test_the_database_commands(heads: Heads, tmp_path: Path) -> None:
     assert heads("models", "--db", url).returncode == 5
 
 
+def test_the_release_is_told(heads: Heads) -> None:
+    done = heads("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{version('head-catalog')}\n", "")
+
+
 def test_errors_have_no_traceback_and_a_stable_code(heads: Heads, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     cases = {
@@ -283,16 +305,27 @@ def test_errors_have_no_traceback_and_a_stable_code(heads: Heads, tmp_path: Path
     assert (spoiled.returncode, "HEADS_LOCK_TIMEOUT is not" in spoiled.stderr) == (2, True)
 
 
-def test_a_reader_without_torch_is_told_what_to_install(heads: Heads, tmp_path: Path) -> None:
+def test_a_reader_without_torch_is_told_what_to_install(tmp_path: Path) -> None:
     """The base install has no torch: simulated by a package that is not there."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nfor name in ('torch', 'streamlit', 'altair'): sys.modules[name] = None\n"
     )
-    done = heads("ingest", "x/y", PYTHONPATH=str(tmp_path))
+
+    def heads(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [Path(sys.executable).with_name("heads"), *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = heads("ingest", "x/y")
     assert done.returncode == 8
     assert "pip install 'head-catalog[ingest]'" in done.stderr
-    heads("models", "add", "m", "--layers", "2", "--heads", "2", PYTHONPATH=str(tmp_path))
-    assert heads("models", PYTHONPATH=str(tmp_path)).returncode == 0
-    done = heads("chart", "map", "m", "-o", "m.png", PYTHONPATH=str(tmp_path))
+    heads("models", "add", "m", "--layers", "2", "--heads", "2")
+    assert heads("models").returncode == 0
+    done = heads("chart", "map", "m", "-o", "m.png")
     assert done.returncode == 8
     assert "pip install 'head-catalog[ui]'" in done.stderr

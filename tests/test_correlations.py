@@ -2,9 +2,9 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 
+import commands
 import numpy as np
 import published
 import pytest
@@ -174,12 +174,7 @@ def test_the_command_shows_them_and_names_what_is_missing(
     measured(one, "m", "shipped", ("copying",), seed=4)
 
     def heads(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "ui.cli", "--db", duckdb_url, "correlations", *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return commands.run(["--db", duckdb_url, "correlations", *arguments])
 
     done = heads("m", "--format", "json")
     shown, expected = json.loads(done.stdout), queries.relation_correlations(one, "m").rows()

@@ -5,13 +5,12 @@ import io
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+import commands
 import pyarrow as pa
 import pytest
 from published import (
@@ -470,13 +469,8 @@ def test_the_commands_show_spaces_and_pass_raw_texts_on(duckdb_url: str) -> None
     publish_results(one, run_id, compositions(composition()))
 
     def heads(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [Path(sys.executable).with_name("heads"), "--db", duckdb_url, *arguments],
-            env=os.environ | {"COLUMNS": "200"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        env = os.environ | {"COLUMNS": "200"}
+        return commands.run(["--db", duckdb_url, *arguments], env=env)
 
     lines = heads("salient", "m", "l0h0").stdout.splitlines()
     assert lines[0].split() == [

@@ -1,15 +1,12 @@
 """What the documents promise."""
 
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import typer
-import yaml
 
 from ui.cli.main import app
 
@@ -51,35 +48,6 @@ def test_the_readme_names_the_two_commands_and_every_view() -> None:
         "relations",
     ):
         assert f"| `{view}` |" in readme
-
-
-def test_the_compose_file_is_what_compose_reads() -> None:
-    done = subprocess.run(
-        [Path(sys.executable).with_name("docker-compose"), "config"],
-        cwd=ROOT,
-        env=os.environ | {"HEADS_POSTGRES_PASSWORD": "secret"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    services = yaml.safe_load(done.stdout)["services"]
-    assert set(services) == {"migrate", "page", "postgres"}
-    published = [port for one in services.values() for port in one.get("ports", [])]
-    assert [(port["host_ip"], port["published"]) for port in published] == [("127.0.0.1", "8501")]
-
-
-def test_the_compose_file_has_no_default_password() -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "HEADS_POSTGRES_PASSWORD"}
-    done = subprocess.run(
-        [Path(sys.executable).with_name("docker-compose"), "config", "-q"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode != 0
-    assert "set a password" in done.stderr
 
 
 def test_nothing_names_this_machine_or_a_registry() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from asking import Notes
 from gguf import GGUFReader, dequantize
 from numpy.typing import NDArray
 from test_endings import forced, inputs_of_projections
@@ -25,13 +26,13 @@ from catalog.errors import InputError, ModelError
 from ingest.probes.prompts import TEMPLATES, Template
 from ingest.probes.relations import Relation, usable
 from ingest.probes.sequences import Vocabulary
-from ingest.progress import Silence
 from ingest.readers import loading
 from ingest.readers.architectures import layout
 from ingest.readers.attention import attention_modules
 from ingest.readers.loading import LoadedModel
 from ingest.readers.source import resolve
-from ingest.run import IngestRequest, ingest
+from ingest.request import IngestRequest
+from ingest.run import ingest
 from ingest.suites import dynamic
 
 Array = NDArray[np.float64]
@@ -40,16 +41,6 @@ FIRST_WORD = 190
 TIE = 1e-5
 """Of a row's largest difference of logits: what float32 may give one way or the other."""
 COUNT = 60
-
-
-class Notes(Silence):
-    """Progress that remembers what was noted."""
-
-    def __init__(self) -> None:
-        self.noted: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.noted.append(text)
 
 
 def template_words() -> list[str]:
@@ -205,10 +196,9 @@ def test_latent_attention_is_undefined_without_context_only(
     ingest(one, request(folder, relations(tmp_path / "words")), notes)
     for (metric, *_), value in scores(one).items():
         assert (value is None) == ("without_context" in metric)
-    assert {note.split(":")[0] for note in notes.noted} == {
-        "dynamic_score_without_context has no score",
-        "dynamic_suppression_without_context has no score",
-    }
+    assert [note.split(":")[0] for note in notes.noted] == [
+        "dynamic_score_without_context, dynamic_suppression_without_context have no score"
+    ]
 
 
 def test_several_parts_and_batches_change_nothing(
@@ -353,6 +343,10 @@ def test_out_of_memory_halves_the_batch(tmp_path: Path, monkeypatch: pytest.Monk
     # 80 sources in two relations of 60 that share 40.
     assert sizes == [80, 40, 40] * 4
     assert notes.noted[0].startswith("out of memory on 80 prompts of 4 tokens: going on with 40")
+    [measured] = one.sql("SELECT notes FROM runs").rows()
+    happened = json.loads(measured["notes"])["happened"]
+    assert set(happened) == {f"words:{template}" for template in TEMPLATES}
+    assert all(told == notes.noted for told in happened.values())
     assert None not in scores(one).values()
     most = 0
     with pytest.raises(ModelError, match="does not hold m on one prompt of"):

@@ -1,5 +1,6 @@
 """One DuckDB file, several processes: they wait for each other, and say for whom."""
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -110,6 +111,26 @@ def test_readers_and_writers_of_one_process_wait_for_each_other(filled: Catalog)
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+def test_two_ingests_a_reader_and_sql_wait_and_see_no_error() -> None:
+    """The benchmark of two minutes, for some seconds; it counts half a run seen as an error too."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.concurrency", "--seconds", "6", "--json"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert [(one["role"], one["errors"]) for one in told] == [
+        (role, []) for role in ("ingest-1", "ingest-2", "reader", "sql")
+    ]
+    for one in told:
+        assert one["rounds"] >= 1
+        waits = one["read_waits"] + one["write_waits"]
+        assert waits
+        assert max(waits) < 30, "which is when one gives up"
 
 
 def test_a_full_disk_is_told_and_leaves_the_catalog_as_it_was(

@@ -1,5 +1,7 @@
 """One history, on both databases, with data kept."""
 
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -42,11 +44,18 @@ def test_going_back_to_the_tables_and_forth_keeps_the_data(empty_url: str) -> No
 
 
 def test_a_catalog_of_the_release_before_keeps_everything(database: Database) -> None:
-    schema.upgrade(database, "0002")
+    schema.upgrade(database)
     one = Catalog(database)
     for name in ("m", "n"):
         spec = published.model(name, source=name)
         published.publish(one, published.begin(one, name, of=spec), published.uniform(0.5))
+    published.publish(one, published.begin(one, "again", of=spec), published.uniform(None))
+    counted = one.sql("SELECT * FROM coverage ORDER BY model").rows()
+    assert [(row["model"], row["heads"], row["defined"]) for row in counted] == [
+        ("m", 12, 12),
+        ("n", 12, 0),
+    ]
+    schema.downgrade(database, "0002")
 
     def seen(*views: str) -> list[list[str]]:
         return [sorted(map(str, one.sql(f"SELECT * FROM {view}"))) for view in views]
@@ -59,6 +68,7 @@ def test_a_catalog_of_the_release_before_keeps_everything(database: Database) ->
     assert seen(*same) == [rows for view, rows in zip(views, before, strict=True) if view in same]
     assert [row["is_vector"] for row in one.sql("SELECT * FROM metrics")] == [False]
     assert seen("vectors", "compositions", "salient_operations") == [[], [], []]
+    assert one.sql("SELECT * FROM coverage ORDER BY model").rows() == counted
     words = published.begin(one, "c", probes=[published.probe("vocabulary")])
     published.publish_results(one, words, published.salients(published.salient()))
     assert len(one.sql("SELECT * FROM salient_operations")) == 1
@@ -67,6 +77,24 @@ def test_a_catalog_of_the_release_before_keeps_everything(database: Database) ->
     schema.upgrade(database)
     assert schema.check(database) == schema.head()
     assert seen("scores", "salient_operations") == [before[3], []]
+
+
+def test_processes_that_upgrade_one_server_at_once_do_it_once(new_postgresql_url: str) -> None:
+    heads = str(Path(sys.executable).with_name("heads"))
+    command = [heads, "--db", new_postgresql_url, "db", "upgrade"]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(4)
+    ]
+    told = [process.communicate(timeout=120)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * 4, told
+    # One found the database empty, and the others what that one had made.
+    assert sum("(was empty)" in text for text in told) == 1
+    database = Database(new_postgresql_url, lock_timeout=10)
+    assert schema.check(database) == schema.head()
+    with database.reading() as connection:
+        found = connection.execute(text("SELECT version_num FROM alembic_version")).scalars()
+        assert list(found) == [schema.head()]
 
 
 def test_tables_with_data_can_be_altered(empty_url: str, tmp_path: Path) -> None:

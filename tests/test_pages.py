@@ -1,47 +1,39 @@
 """Pages without a browser: what they show for which catalog."""
 
 import json
-from collections.abc import Callable
+import re
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import catalogs
+import pandas as pd
 import pyarrow as pa
 import pytest
+from opening import Open, healthy, shown_counts
 from published import begin, metric, probe, publish, uniform
 from streamlit.testing.v1 import AppTest
+from typer.testing import CliRunner
 
 import catalog
-from ingest.classify import FUNCTION
+from catalog import publishing, queries
+from ingest.classify import FUNCTION, ROLE, with_thresholds
+from ui import charts
+from ui.cli.main import app
 
 UI = Path(__file__).parents[1] / "ui"
 PAGES = ("category_map", "layer_bins")
-
-Open = Callable[..., AppTest]
-
-
-@pytest.fixture
-def open_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
-    """Run a page on the catalog in the test's folder, with what its URL asks for."""
-    monkeypatch.setenv("HEADS_DATABASE_URL", f"duckdb:///{tmp_path / 'heads.duckdb'}")
-
-    def run(name: str, **asked: str | list[str]) -> AppTest:
-        page = AppTest.from_file(UI / "pages" / f"{name}.py", default_timeout=30)
-        page.query_params.update(asked)
-        return healthy(page.run())
-
-    return run
-
-
-def healthy(page: AppTest) -> AppTest:
-    assert not page.exception
-    return page
+DOWNLOADS = ["PNG", "SVG", "PDF", "CSV", "Parquet"]
 
 
 def panels(page: AppTest) -> list[dict[str, Any]]:
     [chart] = page.get("vega_lite_chart")
     found: list[dict[str, Any]] = json.loads(chart.proto.spec)["concat"]
     return found
+
+
+def downloads(page: AppTest) -> list[str]:
+    return [cast("Any", one).label for one in page.get("download_button")]
 
 
 def drawn_models(page: AppTest) -> list[str]:
@@ -117,7 +109,9 @@ class TestChoice:
         assert page.query_params == {
             "model": ["gpt2-xl", "little"],
             "taxonomy": "description_verdict",
+            "bins by": "number",
             "bins": "3",
+            "heights": "counts",
         }
         assert drawn_models(page) == ["gpt2-xl", "little"]
 
@@ -150,25 +144,24 @@ class TestChoice:
         page = open_page("category_map", model="a", taxonomy="function")
         catalogs.add_labels(two_models, tmp_path, [("a", 0, 0, "function", "Translation")])
         healthy(page.run())
-        counts = page.dataframe[0].value.set_index("category")["heads"]
-        assert counts["Translation"] == 1
-        assert counts["Unclassified"] == 0
+        counts = shown_counts(page)
+        assert counts["Translation"] == "1 (100.0%)"
+        assert counts["Unclassified"] == "0 (0.0%)"
 
 
 class TestContents:
     @pytest.mark.usefixtures("two_models")
     def test_the_table_counts_heads_once(self, open_page: Open) -> None:
-        page = open_page("category_map", model="little", taxonomy="function")
-        counts = page.dataframe[0].value.set_index("category")
-        assert counts["heads"].to_dict() == {
-            "Algorithmic": 0,
-            "Knowledge": 1,
-            "Linguistic": 0,
-            "Translation": 0,
-            "2 categories": 1,
-            "Unclassified": 4,
-        }
-        assert counts["share"]["Unclassified"] == pytest.approx(100 * 4 / 6)
+        page = open_page("category_map", model=["little", "gpt2-xl"], taxonomy="function")
+        assert list(page.table[0].value.columns) == ["little", "gpt2-xl"]
+        assert list(shown_counts(page).items()) == [
+            ("Algorithmic", "0 (0.0%)"),
+            ("Knowledge", "1 (16.7%)"),
+            ("Linguistic", "0 (0.0%)"),
+            ("Translation", "0 (0.0%)"),
+            ("2 categories", "1 (16.7%)"),
+            ("Unclassified", "4 (66.7%)"),
+        ]
 
     @pytest.mark.usefixtures("two_models")
     def test_the_table_has_the_published_percentages(self, open_page: Open) -> None:
@@ -179,9 +172,23 @@ class TestContents:
 
     @pytest.mark.usefixtures("two_models")
     @pytest.mark.parametrize("name", PAGES)
-    def test_data_can_be_downloaded(self, open_page: Open, name: str) -> None:
+    def test_picture_and_data_can_be_downloaded(self, open_page: Open, name: str) -> None:
         page = open_page(name)
-        assert len(page.get("download_button")) == 1
+        assert downloads(page) == DOWNLOADS
+
+    @pytest.mark.usefixtures("two_models")
+    @pytest.mark.parametrize("name", PAGES)
+    def test_the_code_beside_a_chart_draws_it(
+        self, open_page: Open, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        page = open_page(name)
+        monkeypatch.chdir(tmp_path)
+        code, command = page.code
+        exec(code.value, {})  # noqa: S102 - is what a reader would run
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF-")
+        (tmp_path / f"{name}.pdf").unlink()
+        assert CliRunner().invoke(app, shlex.split(command.value)[1:]).exit_code == 0
+        assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF-")
 
     def test_labels_by_rule_are_explained(self, open_page: Open, tmp_path: Path) -> None:
         made = catalogs.make(tmp_path, {})
@@ -190,9 +197,45 @@ class TestContents:
         run = begin(made, metrics=copying, probes=shipped)
         publish(made, run, uniform(0.43), metrics=copying, probes=shipped, taxonomies=[FUNCTION])
         page = open_page("category_map")
-        assert "source of the labels: rule" in page.caption[0].value
-        assert "thresholds" in page.caption[0].value
-        assert page.dataframe[0].value["heads"].max() == 12
+        assert "source of the labels: rule" in page.caption[-1].value
+        assert "thresholds" in page.caption[-1].value
+        assert shown_counts(page)["Algorithmic"] == "12 (100.0%)"
+
+    def test_thresholds_move_as_if_the_catalog_were_classified_by_them(
+        self, open_page: Open, tmp_path: Path
+    ) -> None:
+        made = catalogs.make(tmp_path, {})
+        for family, one in (("relation_score", 0.0), ("induction", 0.3)):
+            measured = [metric(family, "copying" if family == "relation_score" else None)]
+            on = probe("shipped" if family == "relation_score" else "random_repeat", "h", "Known")
+            values = [[one + (4 * layer + head) / 20 for head in range(4)] for layer in range(3)]
+            run = begin(made, family, metrics=measured, probes=[on])
+            publish(made, run, values, metrics=measured, probes=[on], taxonomies=[FUNCTION, ROLE])
+        queried = queries.head_labels(made, ["m"], "function").pandas()
+        page = open_page("category_map")
+        assert [(slider.label, slider.value) for slider in page.slider] == [
+            ("relation_score from", 0.15)
+        ]
+        assert shown_counts(page)["Known"].startswith("9 ")
+        page.slider[0].set_value(0.4).run()
+        assert shown_counts(page)["Known"].startswith("4 ")
+        assert page.query_params["relation_score from"] == "0.4"
+        assert "classify --set" in page.caption[-1].value
+        linked = open_page("category_map", taxonomy="role", **{"induction from": "0.6"})
+        assert shown_counts(linked)["induction"].startswith("6 ")
+
+        for taxonomy, before in (("function", queried), ("role", None)):
+            rules = queries.rules(made, taxonomy)
+            for rule in rules:
+                rule["threshold"] = 0.45
+            names = [rule["metric"] for rule in rules]
+            scores = queries.rule_scores(made, ["m"], names).pandas()
+            frame = queries.head_labels(made, ["m"], taxonomy).pandas()
+            seen = charts.relabel(frame, scores, rules)
+            publishing.classify(made.database, "m", with_thresholds([taxonomy], 0.45, {}))
+            wanted = queries.head_labels(made, ["m"], taxonomy).pandas()
+            pd.testing.assert_frame_equal(seen, wanted, check_dtype=False)
+            assert before is None or not before.equals(wanted)
 
     @pytest.mark.parametrize("name", PAGES)
     @pytest.mark.parametrize(
@@ -204,18 +247,41 @@ class TestContents:
         catalogs.make(tmp_path, {hostile: (1, 2)}, [(hostile, 0, 0, hostile, hostile)])
         page = open_page(name)
         assert drawn_models(page) == [hostile]
-        assert page.dataframe[0].value["model"].iloc[0] == hostile
+        if name == "layer_bins":
+            assert page.dataframe[0].value["model"].iloc[0] == hostile
+        else:  # whose table is read as Markdown
+            [shown] = page.table[0].value.columns
+            assert shown != hostile
+            assert shown.replace("\\", "").replace("\u2060", "") == hostile
         assert not page.markdown
-        [caption] = page.caption
+        *fixed, caption = page.caption
         assert hostile not in caption.value
-        assert hostile in caption.value.replace("\\", "")
+        assert hostile in caption.value.replace("\\", "").replace("\u2060", "")
+        assert [one.value for one in fixed] == ["The same in Python", "The same from a shell"]
 
 
 @pytest.mark.usefixtures("two_models")
-def test_the_frame_opens_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_frame_opens_the_overview(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADS_DATABASE_URL", f"duckdb:///{tmp_path / 'heads.duckdb'}")
     page = healthy(AppTest.from_file(UI / "app.py", default_timeout=30).run())
-    assert page.title[0].value == "Category map"
+    assert page.title[0].value == "Overview"
+
+
+@pytest.mark.parametrize("state", ["no catalog", "no model", "no label"])
+@pytest.mark.parametrize("name", [path.stem for path in sorted((UI / "site").glob("[a-z]*.py"))])
+def test_where_there_is_nothing_every_page_names_a_command(
+    name: str, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADS_DATABASE_URL", f"duckdb:///{tmp_path / 'heads.duckdb'}")
+    if state != "no catalog":
+        catalogs.make(tmp_path, {"m": (2, 2)} if state == "no label" else {})
+    page = AppTest.from_file(UI / "app.py", default_timeout=60).run()
+    page.query_params.clear()
+    healthy(page.switch_page(f"site/{name}.py").run())
+    told = [one.value for one in (*page.info, *page.error, *page.code)]
+    # The table of heads shows those of a model of which nothing else is known.
+    shown = state == "no label" and name == "heads"
+    assert shown or any(re.search(r"(`|^)heads \w", text) for text in told), told
 
 
 MASSES = {name: [[0.25, 0.5]] * 12 for name in ("hash", "star", "whitespace", "newline", "special")}
@@ -247,20 +313,21 @@ class TestTokenClasses:
     def test_first_view(self, open_page: Open) -> None:
         page = open_page("token_classes")
         assert page.query_params == {
-            "model": "base",
+            "model": ["base", "tuned"],
             "probe": "markdown",
             "unit": "sum",
             "class": ["hash", "star", "whitespace"],
             "layer": ["0", "4", "7", "11"],
         }
         assert drawn_bars(page) == {
-            ("base", layer, name)
+            (model, layer, name)
+            for model in ("base", "tuned")
             for layer in (0, 4, 7, 11)
             for name in ("hash", "star", "whitespace")
         }
         totals = page.dataframe[0].value
         assert set(totals["total"]) == {0.75}
-        assert len(page.get("download_button")) == 1
+        assert downloads(page) == DOWNLOADS
         assert not page.error
 
     @pytest.mark.usefixtures("two_measured")
@@ -284,11 +351,12 @@ class TestTokenClasses:
     @pytest.mark.usefixtures("two_measured")
     def test_a_choice_goes_to_the_url(self, open_page: Open) -> None:
         page = open_page("token_classes")
-        page.multiselect[0].set_value(["base", "tuned"])
-        healthy(page.run())
-        assert page.query_params["model"] == ["base", "tuned"]
         # On plain only one of them is measured.
         assert page.selectbox[0].options == ["markdown"]
+        page.multiselect[0].set_value(["base"])
+        healthy(page.run())
+        assert page.query_params["model"] == "base"
+        assert page.selectbox[0].options == ["markdown", "plain"]
         page.multiselect[1].set_value([])
         healthy(page.run())
         assert page.info[0].value == "Choose a class to see something."
@@ -316,4 +384,4 @@ class TestTokenClasses:
         page = open_page("token_classes")
         assert drawn_bars(page) == {(hostile, 0, "hash")}
         assert not page.markdown
-        assert hostile not in page.caption[0].value
+        assert hostile not in page.caption[-1].value

@@ -58,6 +58,15 @@ def test_columns_are_those_of_the_published_figure(panels: int, across: int) -> 
     assert columns(panels) == across
 
 
+def test_a_part_of_a_prompt_with_as_many_side_by_side_as_asked() -> None:
+    frame = cells(["L0H0", "L0H1", "L0H2"], list("abcdef"))
+    part = frame[(frame["key"] >= 2) & (frame["query"] <= 4)]
+    [grid] = drawn(charts.pattern_grid(part, across=2))["vconcat"]
+    assert grid["columns"] == 2
+    for axis in ("x", "y"):
+        assert grid["concat"][0]["encoding"][axis]["scale"]["domain"] == [2, 3, 4]
+
+
 def test_one_scale_from_light_to_dark_blue_whatever_the_values() -> None:
     frame = pd.concat([cells(["L0H0"], list("ab"), value=0.01), cells(["L0H1"], list("ab"))])
     for panel in drawn(charts.pattern_grid(frame))["vconcat"][0]["concat"]:

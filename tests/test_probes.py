@@ -200,6 +200,19 @@ class TestShipped:
             tokens = probe.encode(words(context=100)).tokens
             assert max(map(len, tokens)) <= 100
 
+    def test_random_tokens_are_as_many_as_positions_and_vocabulary_allow(self) -> None:
+        def random_repeat(*, size: int, context: int | None) -> Encoded:
+            few = Vocabulary(tokenizer=None, size=size, context=context)
+            [probe] = shipped(few, PLAIN)
+            return probe.encode(few)
+
+        assert random_repeat(size=30, context=20).period == 9
+        assert random_repeat(size=64, context=None).period == 64
+        with pytest.raises(InputError, match="30 ordinary tokens; random_repeat needs 64 differ"):
+            random_repeat(size=30, context=None)
+        nothing = Vocabulary(tokenizer=None, size=30, context=2)
+        assert shipped(nothing, PLAIN) == []
+
     def test_a_model_without_a_tokenizer_has_random_tokens(self) -> None:
         special = {"bos": frozenset({1}), "eos": frozenset({2, 9}), "pad": frozenset({0})}
         bare = Vocabulary(tokenizer=None, size=100, context=None, configured=special)

@@ -23,7 +23,8 @@ from ingest.probes import relations
 from ingest.probes.relations import MIN_USABLE, RelationSet
 from ingest.readers import loading
 from ingest.readers.source import resolve
-from ingest.run import IngestRequest, ingest
+from ingest.request import IngestRequest
+from ingest.run import ingest
 
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("model")]
 Array = NDArray[np.float64]
@@ -33,15 +34,6 @@ FREQUENT = (
     "the of and to in is you that it he was for on are as with his they at be this have from or "
     "one had by word but not what all"
 )
-
-
-@pytest.fixture(scope="module")
-def measured(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Catalog:
-    """SmolLM2 with both shipped suites, as `make demo` measures it."""
-    folder = tmp_path_factory.mktemp("smollm2")
-    one = catalog.connect(f"duckdb:///{folder / 'heads.duckdb'}", create=True)
-    ingest(one, IngestRequest(model=str(smollm2)))
-    return one
 
 
 @dataclass
@@ -213,7 +205,8 @@ def test_pattern_metrics_equal_loops_over_eager_attention(
     blocks = (rows + 100).reshape(3, period).tolist()
     probe = tmp_path / "others.jsonl"
     lines: list[Any] = [{"probe": {"kind": "random_repeat", "period": period, "bos": 1}}]
-    lines += [{"tokens": [1, *block, *block]} for block in blocks]
+    even = [0] + [int(place % 2 == 0) for place in range(2 * period)]
+    lines += [{"tokens": [1, *block, *block], "classes": {"even": even}} for block in blocks]
     probe.write_text("\n".join(map(json.dumps, lines)))
     ingest(
         measured,
@@ -231,11 +224,19 @@ def test_pattern_metrics_equal_loops_over_eager_attention(
     second = range(1 + period, n)
     reach = np.arange(n)[:, None] - np.arange(n)
     free = p[..., 1:, 1:] * reach[1:, 1:]
+    mass = (p * even).sum(-1)[..., 1:].mean(axis=(1, 3))
+    share = np.mean([np.mean(even[: q + 1]) for q in range(1, n)])
+    uniform = np.tri(n) / np.arange(1, n + 1)[:, None]
+    apart = ((p - p.mean(axis=1, keepdims=True)) ** 2).sum(axis=(1, 3, 4))
     expected = {
         "induction": np.mean([p[..., q, q - period + 1] for q in second], axis=(0, 2)),
         "duplicate_token": np.mean([p[..., q, q - period] for q in second], axis=(0, 2)),
+        "current_token": np.mean([p[..., q, q] for q in range(1, n)], axis=(0, 2)),
         "previous_token": np.mean([p[..., q, q - 1] for q in range(1, n)], axis=(0, 2)),
         "first_token": p[..., 1:, 0].mean(axis=(1, 3)),
+        "token_mass[even]": mass,
+        "token_lift[even]": mass / share,
+        "positional": 1 - apart / ((p - uniform) ** 2).sum(axis=(1, 3, 4)),
         "distance": (p * reach).sum(-1)[..., 1:].mean(axis=(1, 3)),
         "distance_sink_free": (free.sum(-1) / p[..., 1:, 1:].sum(-1)).mean(axis=(1, 3)),
         "entropy": -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(-1).mean(axis=(1, 3)),
@@ -282,7 +283,16 @@ def test_gemma_3_with_windows_and_its_own_head_size(
     words.mkdir()
     pairs = [[word, word] for word in FREQUENT.split()]
     (words / "copy.json").write_text(json.dumps({"pairs": pairs, "k": 1}))
-    ingest(one, IngestRequest(model=str(gemma), relations=str(words), probe=str(text), only=True))
+    ingest(
+        one,
+        IngestRequest(
+            model=str(gemma),
+            suites=("relations", "patterns"),
+            relations=str(words),
+            probe=str(text),
+            only=True,
+        ),
+    )
 
     row = one.sql("SELECT n_layers, n_heads, n_kv_heads, d_head, d_model FROM models").rows()[0]
     assert row == {"n_layers": 18, "n_heads": 4, "n_kv_heads": 1, "d_head": 256, "d_model": 640}

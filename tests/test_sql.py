@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import duckdb
 import polars as pl
 import published
 import pyarrow as pa
@@ -80,6 +81,42 @@ def test_results_come_as_arrow_polars_pandas_and_rows(filled: Catalog) -> None:
 def test_percent_signs_mean_what_they_mean_in_sql(filled: Catalog) -> None:
     assert len(filled.sql("SELECT * FROM scores WHERE metric LIKE 'ind%'")) == 12
     assert len(filled.sql("SELECT * FROM scores WHERE layer % 2 = :odd", odd=1)) == 4
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "PIVOT scores ON layer USING avg(value) GROUP BY head",
+        "SELECT * FROM (PIVOT scores ON layer USING avg(value) GROUP BY head)",
+        "WITH p AS (PIVOT scores ON layer USING avg(value) GROUP BY head) SELECT * FROM p",
+    ],
+)
+def test_a_pivot_is_one_statement(duckdb_url: str, query: str) -> None:
+    import catalog
+
+    one = catalog.connect(duckdb_url, create=True)
+    published.publish(one, published.begin(one), published.uniform(0.25))
+    assert one.sql(f"{query} ORDER BY head").columns == ["head", "0", "1", "2"]
+    for several in (
+        f"{query}; {query}",
+        f"{query}; DELETE FROM score",
+        f"DELETE FROM score; {query}",
+    ):
+        with pytest.raises(QueryError, match="expected one statement"):
+            one.sql(several)
+    with pytest.raises(QueryError, match="expected a query that reads"):
+        one.sql(f"INSERT INTO taxonomy {query}")
+
+
+def test_what_one_statement_is_does_not_depend_on_the_users_own_duckdb(filled: Catalog) -> None:
+    duckdb.begin()
+    try:
+        with pytest.raises(QueryError, match="expected a query that reads"):
+            filled.sql(
+                "INSERT INTO taxonomy SELECT * FROM (PIVOT scores ON layer USING avg(value))"
+            )
+    finally:
+        duckdb.rollback()
 
 
 def test_columns_of_one_name_are_told_apart(filled: Catalog) -> None:

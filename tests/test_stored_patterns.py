@@ -366,6 +366,45 @@ def test_cells_are_the_pattern_with_its_tokens(empty_catalog: Catalog) -> None:
         assert abs(row["value"] - square[row["query"], row["key"]]) <= MAX_ERROR
 
 
+def test_cells_of_a_part_keep_their_places(empty_catalog: Catalog) -> None:
+    square = softmaxed(0)
+    store(empty_catalog, prompt({(0, 0): square}))
+    rows = patterns.cells(patterns.read(empty_catalog, "m"), first=2, last=3).rows()
+    assert [(row["query"], row["key"], row["key_token"]) for row in rows] == [
+        (2, 2, " sat"),
+        (3, 2, " sat"),
+        (3, 3, " the"),
+    ]
+    found = [row["value"] for row in rows]
+    np.testing.assert_allclose(found, [square[2, 2], square[3, 2], square[3, 3]], atol=MAX_ERROR)
+
+
+def test_what_there_is_of_what_was_asked_for(empty_catalog: Catalog) -> None:
+    three = {(0, 0): softmaxed(0), (0, 1): softmaxed(1), (2, 3): softmaxed(2)}
+    store(empty_catalog, prompt(three), prompt({(0, 0): softmaxed(3, 3)}, "q", "abc"))
+
+    def find(*heads: str, prompt: str = "p", at_most: int = 9) -> tuple[list[str], Any, int]:
+        found = patterns.find(empty_catalog, {"m": heads}, prompt=prompt, at_most=at_most)
+        one = found["m"]
+        return [head.name for head in one.patterns], one.absent, one.left_out
+
+    assert find("L2H3", "L1", "L0") == (["L2H3", "L0H0", "L0H1"], [(1, None)], 0)
+    assert find(at_most=2) == (["L0H0", "L0H1"], [], 1)
+    assert find("L0H0", prompt="none") == ([], [(0, 0)], 0)
+    with pytest.raises(UsageError, match="'5' is no head"):
+        find("5")
+    listed = [tuple(row.values())[:4] for row in patterns.prompts(empty_catalog)]
+    assert listed == [("m", "p", 5, 3), ("m", "q", 3, 1)]
+    # Another model's tokens are its own, on the same prompt.
+    store(empty_catalog, prompt({(0, 0): softmaxed(4, 3)}, "p", "xyz"), of=published.model("n"))
+    both = patterns.find(empty_catalog, {"n": [], "m": ["L0H1"]}, prompt="p", at_most=9)
+    read = [(model, one.name, one.tokens) for model in both for one in both[model].patterns]
+    assert read == [("n", "L0H0", ("x", "y", "z")), ("m", "L0H1", TOKENS)]
+    for model, square in (("n", softmaxed(4, 3)), ("m", three[0, 1])):
+        [one] = both[model].patterns
+        np.testing.assert_allclose(one.numpy(), square, atol=MAX_ERROR)
+
+
 def test_the_side_file_is_safetensors(duckdb_url: str) -> None:
     one = catalog.connect(duckdb_url, create=True)
     squares = {(0, 0): softmaxed(0), (2, 1): softmaxed(1)}

@@ -17,7 +17,8 @@ import catalog
 from catalog import Catalog
 from ingest.metrics import sample_tokens
 from ingest.readers.weights import HeadReader
-from ingest.run import IngestRequest, ingest
+from ingest.request import IngestRequest
+from ingest.run import ingest
 from ingest.suites import _compositions
 
 Array = NDArray[np.float64]
@@ -221,12 +222,33 @@ def test_what_is_not_linear_is_null_and_says_why(duckdb_url: str, tmp_path: Path
     ).rows()
     assert [row["n"] for row in rows] == [0, 0, 0, 0, 6, 6]
     notes = [json.loads(row["notes"])["undefined"] for row in one.sql("SELECT * FROM runs")]
-    assert "latent attention" in notes[0]["L0 value"]
-    assert notes[2]["L0 query"] == "this layer has no softmax attention"
+    for metric in ("ov_norm", "qk_norm", "copying_hits_1", "key_composition"):
+        assert "latent attention" in notes[0][metric]
+    assert notes[2]["L0"] == "this layer has no softmax attention"
+    assert notes[2]["L1 key_composition"] == "it reads no earlier head whose output is known"
+    assert not unexplained(one)
     salient = "SELECT DISTINCT model, layer FROM salient_operations ORDER BY layer"
     assert [row["layer"] for row in one.sql(salient)] == [1, 2]
     positional = scores_of(one, "deepseek_v3", "positional_previous_token")
     assert positional == [None] * 18
+
+
+def unexplained(one: Catalog) -> list[tuple[str, ...]]:
+    """What is NULL without a reason in its run's notes."""
+    notes = {row["run_id"]: row["notes"] for row in one.sql("SELECT run_id, notes FROM runs")}
+    missing = "SELECT DISTINCT run_id, metric, layer, head FROM"
+    null = one.sql(f"{missing} scores WHERE value IS NULL").rows()
+    null += one.sql(f"{missing} vectors WHERE numbers IS NULL").rows()
+    assert null
+    found: list[tuple[str, ...]] = []
+    for row in null:
+        layer, name = f"L{row['layer']}", row["metric"]
+        head = f"{layer}H{row['head']}"
+        places = (head, layer, f"{head} {name}", f"{layer} {name}", name)
+        reasons = json.loads(notes[row["run_id"]])["undefined"]
+        if not any(place in reasons for place in places):
+            found.append(places)
+    return found
 
 
 def scores_of(one: Catalog, model: str, metric: str) -> list[float | None]:
@@ -273,7 +295,13 @@ def test_a_damaged_head_has_no_weights_scores_and_the_others_have(
     assert {"ov_norm", "qk_norm", "key_composition"} <= {row["metric"] for row in missing}
     notes = empty_catalog.sql("SELECT notes FROM runs WHERE suite = 'weights'").rows()[0]["notes"]
     reason = "NaN or infinite values in its query weights"
-    assert json.loads(notes)["undefined"] == {"L1H1": reason}
+    assert json.loads(notes)["undefined"] == {
+        "L1H1": reason,
+        "positional_previous_token": "the model has no learned positions",
+        "ov_signature": "none of the words to compare is one token of the model",
+        **{f"L0 {kind}_composition": "no layer is before it" for kind in ("query", "key", "value")},
+    }
+    assert not unexplained(empty_catalog)
     found = empty_catalog.sql("SELECT DISTINCT layer, head FROM salient_operations").rows()
     assert len(found) == 18  # what it writes is not damaged
 
@@ -298,6 +326,10 @@ def test_a_head_that_writes_nothing_ranks_nothing(duckdb_url: str, tmp_path: Pat
     assert null == [{"layer": 2, "head": 3}]
     norm = "SELECT value FROM scores WHERE metric = 'ov_norm' AND layer = 2 AND head = 3"
     assert one.sql(norm).rows() == [{"value": 0.0}]
+    assert not unexplained(one)
+    notes = one.sql("SELECT notes FROM runs WHERE suite = 'weights'").rows()[0]["notes"]
+    why = json.loads(notes)["undefined"]["L2H3 copying_hits_1"]
+    assert why == "it writes nothing: its output weights are zero"
     notes = one.sql("SELECT notes FROM runs WHERE suite = 'relations'").rows()[0]["notes"]
     reason = "it writes nothing: its output weights are zero"
     assert json.loads(notes)["undefined"] == {"L2H3": reason}
