@@ -82,9 +82,10 @@ with _page.opened("category_map", "Category map") as page:
             _parts.open_head(model, f"L{cell['layer']}H{cell['head']}")
     offer_head(chosen.models)
     _parts.cite(taxonomy, chosen.frame)
+    show_counts(charts.category_counts(frame, taxonomy=taxonomy, labels=labels))
+    # Last, so that nothing moves when it comes and goes.
     if moved:
         st.caption(
             "The thresholds are those of this view alone. "
             "`heads classify --set METRIC=VALUE` gives the catalog such labels."
         )
-    show_counts(charts.category_counts(frame, taxonomy=taxonomy, labels=labels))
