@@ -32,7 +32,7 @@ ui: $(VENV)/demo  ## serve the page on the demo's catalog
 	$(BIN)/heads --db $(DEMO_DB) ui
 
 test: $(VENV)/dev browser lint types  ## lint, types and every test
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 3 --dist loadgroup
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

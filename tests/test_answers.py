@@ -263,6 +263,7 @@ def statements() -> Iterator[list[str]]:
     event.remove(Engine, "before_cursor_execute", note)
 
 
+@pytest.mark.xdist_group("answers")  # both catalogs are made once
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_view_asks_as_often_for_many_models_as_for_two(
     view: str,

@@ -376,7 +376,6 @@ PUBLISHED = {"adj_antonym": 92, "name_copying": 99, "word_to_synonym": 148}
 
 
 @pytest.mark.model
-@pytest.mark.xdist_group("model")
 def test_the_published_relations_hold_in_runs_of_a_real_model(
     smollm2: Path, shared: Path, duckdb_url: str, tmp_path: Path
 ) -> None:

@@ -473,7 +473,6 @@ def test_a_norm_is_read_from_what_it_does(kind: type[nn.Module], d_model: int) -
 
 
 @pytest.mark.model
-@pytest.mark.xdist_group("model")
 def test_a_real_models_scores(smollm2: Path) -> None:
     prepared = loading.prepare(resolve(str(smollm2)))
     model = loading.load(prepared, device="cpu", dtype="float32").model

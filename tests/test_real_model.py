@@ -1,20 +1,18 @@
-"""Real pretrained models, against computations that share no code with the reader.
+"""A real pretrained model, against computations that share no code with the reader.
 
-Relation scores are computed here from the GGUF file's own tensors by the paper's dense method,
-without transformers; pattern metrics by loops over transformers' eager attention.
+Relation scores are computed by the dense method over the GGUF file's own tensors; pattern metrics
+by loops over transformers' eager attention.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dense
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFReader, GGUFWriter, dequantize
-from numpy.typing import NDArray
+from gguf import GGUFReader, GGUFWriter
 
 import catalog
 from catalog import Catalog
@@ -27,83 +25,6 @@ from ingest.request import IngestRequest
 from ingest.run import ingest
 
 pytestmark = [pytest.mark.model, pytest.mark.xdist_group("model")]
-Array = NDArray[np.float64]
-TIE = 1e-6
-"""Of a row's largest difference of logits: what float32 cannot tell apart."""
-FREQUENT = (
-    "the of and to in is you that it he was for on are as with his they at be this have from or "
-    "one had by word but not what all"
-)
-
-
-@dataclass
-class Rank:
-    """How many logits are ahead, ties not counted and counted."""
-
-    least: NDArray[np.int64]
-    most: NDArray[np.int64]
-
-
-class Tensors(Mapping[str, Array]):
-    """A GGUF file's tensors, dequantised one by one."""
-
-    def __init__(self, path: Path) -> None:
-        self._tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
-
-    def __getitem__(self, name: str) -> Array:
-        tensor = self._tensors[name]
-        return dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-
-def _ranks(
-    tensors: Tensors,
-    layer: int,
-    pairs: tuple[list[int], list[int]],
-    heads: int,
-    kv_heads: int,
-    activation: Any,
-    norm: str,
-) -> Iterator[tuple[Rank, Rank]]:
-    """Per head how many logits are larger, and smaller, than each target's: W_VO formed whole."""
-    source, target = pairs
-    embedding = tensors["token_embd.weight"]
-    x = embedding[source]
-    if layer > 0:
-        scale = tensors[norm]
-        read = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-5) * scale
-        gate = activation(read @ tensors["blk.0.ffn_gate.weight"].T)
-        x = (gate * (read @ tensors["blk.0.ffn_up.weight"].T)) @ tensors["blk.0.ffn_down.weight"].T
-    value = tensors[f"blk.{layer}.attn_v.weight"]
-    output = tensors[f"blk.{layer}.attn_output.weight"]
-    d_head = value.shape[0] // kv_heads
-    for head in range(heads):
-        kv_head = head // (heads // kv_heads)
-        w_v = value[kv_head * d_head : (kv_head + 1) * d_head].T
-        w_o = output[:, head * d_head : (head + 1) * d_head].T
-        logits = (x @ (w_v @ w_o)) @ embedding.T
-        own = logits[np.arange(len(target)), target][:, None]
-        logits -= own
-        lowest, highest = logits.min(axis=1), logits.max(axis=1)
-        tie = TIE * np.maximum(-lowest, highest)[:, None]
-        # The target itself is 0 ahead of itself: not larger, however ties are taken.
-        yield (
-            Rank(least=(logits > tie).sum(axis=1), most=(logits > -tie).sum(axis=1) - 1),
-            Rank(least=(logits < -tie).sum(axis=1), most=(logits < tie).sum(axis=1) - 1),
-        )
-
-
-def _silu(x: Array) -> Array:
-    return x / (1 + np.exp(-x))
-
-
-def _gelu(x: Array) -> Array:
-    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +88,7 @@ def _compare_with_dense(
             probe=probe,
         )
     }
-    tensors = Tensors(gguf)
+    tensors = dense.Tensors(gguf)
     compared = decided = 0
     for relation in chosen.relations:
         pairs = relations.usable(
@@ -176,10 +97,9 @@ def _compare_with_dense(
         # The larger sets take this method minutes.
         if not MIN_USABLE <= len(pairs.sources) <= 150:
             continue
-        ranks = _ranks(
-            tensors, layer, (pairs.sources, pairs.targets), 9, 3, _silu, "blk.0.ffn_norm.weight"
-        )
-        for head, (larger, smaller) in enumerate(ranks):
+        sought = (pairs.sources, pairs.targets)
+        both = dense.ranks(tensors, layer, sought, heads=9, kv_heads=3, activation=dense.silu)
+        for head, (larger, smaller) in enumerate(both):
             expected = {
                 "relation_score": (larger, relation.k),
                 "relation_suppression": (smaller, relation.k),
@@ -270,64 +190,6 @@ def test_a_bos_token_moves_scores_and_both_are_kept(measured: Catalog) -> None:
         "AND a.probe = 'random_repeat' AND b.probe = 'random_repeat_bos'"
     ).rows()
     assert rows[0]["d"] > 0.02
-
-
-def test_gemma_3_with_windows_and_its_own_head_size(
-    gemma: Path, duckdb_url: str, tmp_path: Path
-) -> None:
-    one = catalog.connect(duckdb_url, create=True)
-    text = tmp_path / "long.jsonl"
-    long = (torch.arange(560) * 37 % 50_000 + 300).tolist()
-    text.write_text(json.dumps({"tokens": [2, *long]}))
-    words = tmp_path / "words"
-    words.mkdir()
-    pairs = [[word, word] for word in FREQUENT.split()]
-    (words / "copy.json").write_text(json.dumps({"pairs": pairs, "k": 1}))
-    ingest(
-        one,
-        IngestRequest(
-            model=str(gemma),
-            suites=("relations", "patterns"),
-            relations=str(words),
-            probe=str(text),
-            only=True,
-        ),
-    )
-
-    row = one.sql("SELECT n_layers, n_heads, n_kv_heads, d_head, d_model FROM models").rows()[0]
-    assert row == {"n_layers": 18, "n_heads": 4, "n_kv_heads": 1, "d_head": 256, "d_model": 640}
-    prepared = loading.prepare(resolve(str(gemma)))
-    model = loading.load(prepared, device="cpu", dtype="float32").model
-    model.set_attn_implementation("eager")
-    with torch.no_grad():
-        attention = model(torch.tensor([[2, *long]]), output_attentions=True).attentions
-    p = torch.stack(attention)[:, 0].double().numpy()
-    found = {
-        (r["metric"], r["layer"], r["head"]): r["value"]
-        for r in one.sql("SELECT metric, layer, head, value FROM scores")
-    }
-    for layer in range(18):
-        allowed = (p[layer] > 0).any(axis=0).sum(axis=-1)
-        assert allowed.max() == (561 if layer % 6 == 5 else 512)
-        for head in range(4):
-            one_head = p[layer, head]
-            assert found["first_token", layer, head] == pytest.approx(
-                one_head[1:, 0].mean(), abs=1e-6
-            )
-            rows = -np.where(
-                one_head > 0, one_head * np.log(np.where(one_head > 0, one_head, 1)), 0
-            )
-            normalized = rows.sum(-1)[1:] / np.log(allowed[1:])
-            assert found["entropy_normalized", layer, head] == pytest.approx(
-                normalized.mean(), abs=1e-6
-            )
-    tokenizer = prepared.tokenizer
-    assert tokenizer is not None
-    ids = [tokenizer.encode(f" {word}", add_special_tokens=False)[0] for word, _ in pairs]
-    ranks = _ranks(Tensors(gemma), 9, (ids, ids), 4, 1, _gelu, "blk.0.ffn_norm.weight")
-    for head, (larger, _) in enumerate(ranks):
-        value = found["relation_score[copy]", 9, head]
-        assert (larger.most < 1).mean() <= value <= (larger.least < 1).mean()
 
 
 def test_a_truncated_gguf_file_changes_nothing(
