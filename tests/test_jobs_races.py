@@ -1,5 +1,8 @@
 """The job store under many at once, and in any order of events."""
 
+import os
+import signal
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -26,9 +29,10 @@ from hypothesis.strategies import booleans, integers
 from jobs import LEASE, claimed, in_processes, spec, submitted
 from sqlalchemy.orm import Session
 
+import catalog
 from catalog import Catalog
 from catalog.errors import UsageError
-from catalog.jobs import Job, JobProgress, JobStore, LeaseLost
+from catalog.jobs import Job, JobProgress, JobStore, LeaseLost, open_store
 from catalog.jobs import schema as jobs_schema
 
 store = jobs.store
@@ -91,6 +95,30 @@ class TestRaces:
             done = Counter(chain.from_iterable(pool.map(work, range(6))))
         assert done == Counter(jobs)
         assert {job.state for job in store.list()} == {"succeeded"}
+
+
+def test_a_holder_that_freezes_while_it_writes_is_reaped(new_postgresql_url: str) -> None:
+    """A row that is locked is passed over, and to a server a frozen process is no dead one."""
+    store = open_store(catalog.connect(new_postgresql_url, create=True).database)
+    job = submitted(store)
+    claimed(store, job.id, lease=0.0)
+    pid = os.fork()
+    if pid == 0:
+        with store._writing() as session:
+            store._locked(session, job.id)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    try:
+        os.waitpid(pid, os.WUNTRACED)
+        assert store.reap().requeued == []
+        deadline = time.monotonic() + 60
+        while not (requeued := store.reap().requeued):
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        assert [one.id for one in requeued] == [job.id]
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 class Told(JobStore):

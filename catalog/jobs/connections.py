@@ -162,9 +162,18 @@ def _sqlite(path: Path) -> Engine:
 
 
 def _server(database: Database) -> Engine:
-    # Nobody is served by a heartbeat that hangs: a cut network shows within half a minute.
+    # Nobody is served by a heartbeat that hangs: a cut network shows within half a minute, and a
+    # process that was frozen or cut off in the middle of a write lets go of its job's row.
+    options = {
+        "lock_timeout": "10s",
+        "statement_timeout": "30s",
+        "idle_in_transaction_session_timeout": "10s",
+        "tcp_keepalives_idle": "5",
+        "tcp_keepalives_interval": "5",
+        "tcp_keepalives_count": "3",
+    }
     return database.server_engine(
-        "-c lock_timeout=10s -c statement_timeout=30s",
+        " ".join(f"-c {name}={value}" for name, value in options.items()),
         connect_timeout=10,
         tcp_user_timeout=15_000,
         keepalives_idle=5,
