@@ -27,6 +27,7 @@ from sqlalchemy import (
     func,
     make_url,
     select,
+    true,
     update,
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
@@ -170,6 +171,14 @@ class Database:
 
         Writers take turns, on a server as in a file, so that none meets a half-made row of
         another.
+
+        Args:
+            patience: Seconds to wait for the file, in place of `lock_timeout`, or for each lock
+                on a server; unless told, one waits there for as long as others write.
+
+        Raises:
+            LockedError: If other processes kept the file for longer.
+            StorageError: If a lock on a server was not had in time, or the server goes away.
         """
         try:
             with (
@@ -178,6 +187,10 @@ class Database:
                 session.begin(),
             ):
                 if not self.is_duckdb:
+                    if patience is not None:
+                        # To the server, 0 is no limit.
+                        limit = f"{max(1, round(1000 * patience))}ms"
+                        session.execute(select(func.set_config("lock_timeout", limit, true())))
                     session.execute(select(func.pg_advisory_xact_lock(_WRITERS)))
                 yield session
                 # What anybody has kept of the catalog's answers is now of another state.

@@ -147,7 +147,7 @@ def publish(
             value NaN or infinite, a shape wrong, a head not the model's. Nothing changes then.
     """
     # What took hours to measure is worth more patience than a question is.
-    patience = max(database.lock_timeout, PUBLISHING_PATIENCE)
+    patience = max(database.lock_timeout, PUBLISHING_PATIENCE) if database.is_duckdb else None
     with database.transaction(patience) as session:
         run = session.get_one(Run, run_id)
         model = session.get_one(Model, run.model_id)
@@ -184,9 +184,16 @@ def publish(
             pattern_rows.reclaim(database)
 
 
-def fail(database: Database, run_id: int, reason: str) -> None:
-    """Close a run that came to nothing; readers go on seeing the previous one."""
-    with database.transaction() as session:
+def fail(database: Database, run_id: int, reason: str, *, patience: float | None = None) -> None:
+    """Close a run that came to nothing; readers go on seeing the previous one.
+
+    Args:
+        database: The catalog.
+        run_id: Of the run.
+        reason: What readers are told of it.
+        patience: As of `Database.transaction`.
+    """
+    with database.transaction(patience) as session:
         run = session.get_one(Run, run_id)
         if run.status == "running":
             _close(run, reason)

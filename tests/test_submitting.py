@@ -1,6 +1,7 @@
 """From a request to jobs and messages: which there are, where they go, and that none is lost."""
 
 import json
+import platform
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import hub_api
 import pytest
 import serving
+from jobs import spec
 from serving import queued, relations_of, worker_row
 from sqlalchemy import update
 
@@ -186,6 +188,26 @@ def test_runs_of_dead_workers_elsewhere_are_closed(
     assert publishing.status(embedded.database, mine)[0] == "failed"
     assert "worker w@far on far ended" in str(publishing.status(embedded.database, mine)[1])
     assert publishing.status(embedded.database, others)[0] == "running"
+
+
+def test_nobody_who_heals_waits_for_a_frozen_writer(
+    new_postgresql_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its turn ends when its job is reaped, by who would have waited."""
+    on_server = catalog.connect(new_postgresql_url, create=True)
+    monkeypatch.setattr("ingest.service.heal._TURN", 0.1)
+    here, far = begun(on_server, platform.node(), 2**22 + 1), begun(on_server, "far", 77)
+    store = open_store(on_server.database)
+    job = store.submit(spec()).job
+    store.claim(job.id, worker="w@far", host="far", pid=77, device="cpu", lease_seconds=0)
+    store.reap()
+    with on_server.database.transaction():
+        again = catalog.connect(new_postgresql_url)
+        assert close_all_orphans(on_server.database, store) == []
+        assert "cannot be closed now" in caplog.text
+        assert {row["status"] for row in again.sql("SELECT status FROM runs")} == {"running"}
+    assert close_all_orphans(on_server.database, store) == [far]
+    assert publishing.status(on_server.database, here)[0] == "failed"
 
 
 def begun(one: Catalog, host: str, pid: int) -> int:

@@ -20,6 +20,8 @@ _LOST_AFTER = 15.0
 """Seconds after which a job's message may be lost, if fewer wait than there are queued jobs."""
 _SLACK = timedelta(minutes=5)
 """By how much clocks of different machines may differ."""
+_TURN = 5.0
+"""Seconds to wait for a writer, who may be the one that has to be reaped meanwhile."""
 _RECENT = 1000
 """Jobs that are looked through for those whose worker died."""
 
@@ -102,7 +104,7 @@ def close_orphans(database: Database, dead: Sequence[Job], alive: Sequence[Job])
         job = next((job for job in left if _is_within(started, job)), None)
         if job is not None and (host, pid) not in working:
             reason = f"worker {job.worker} on {host} ended in the middle of job {job.id}"
-            publishing.fail(database, run_id, reason)
+            publishing.fail(database, run_id, reason, patience=_TURN)
             closed.append(run_id)
     return closed
 
