@@ -5,6 +5,8 @@ Leases are seconds here, not the half a minute of a working day.
 
 import contextlib
 import json
+import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,6 +206,28 @@ def held_by_one_of_two(on: Service, request: IngestRequest) -> tuple[Job, Heads]
     pool = {name: on.worker(name) for name in ("a", "b")}
     job = on.measuring(queue(on, request))
     return job, pool[str(job.worker)]
+
+
+def pause_between_writes(on: Service, one: Heads) -> None:
+    """Freeze it while it writes no job: what has a file of one machine locked keeps all others out.
+
+    On a server it may be frozen anywhere.
+    """
+    one.pause()
+    while on.store.database.path and not _is_free(on.store.database.path):
+        one.resume()
+        time.sleep(0.05)
+        one.pause()
+
+
+def _is_free(path: Path) -> bool:
+    with contextlib.closing(sqlite3.connect(path, timeout=1, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        connection.execute("ROLLBACK")
+        return True
 
 
 @contextlib.contextmanager

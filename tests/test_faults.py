@@ -16,6 +16,7 @@ from faults import (
     Inputs,
     held_by_one_of_two,
     outcomes,
+    pause_between_writes,
     publishing_held,
     queue,
     require_clean,
@@ -152,7 +153,7 @@ def test_a_worker_that_wakes_up_after_its_lease_publishes_nothing(
 ) -> None:
     request = inputs.patterns()
     job, at_work = held_by_one_of_two(anywhere, request)
-    at_work.pause()
+    pause_between_writes(anywhere, at_work)
     anywhere.when(job.id, lambda job: job.attempt == 2)
     at_work.resume()
     anywhere.finish([job.id])
