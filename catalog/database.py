@@ -11,7 +11,7 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -246,12 +246,7 @@ class Database:
             else self._as_reader()
         )
         # Prepared from the first time on: PostgreSQL prepares single statements only.
-        return self.server_engine(
-            " ".join(f"-c {name}={value}" for name, value in options.items()),
-            prepare_threshold=0,
-            **_ANSWER,
-            **who,
-        )
+        return self.server_engine(options, prepare_threshold=0, **_ANSWER, **who)
 
     def reading_keywords(self) -> dict[str, Any]:
         """What libpq needs to know to connect to the server as who reads; has the password."""
@@ -263,17 +258,18 @@ class Database:
             return {}
         return {"user": self._reader.role, "password": self._reader.password}
 
-    def server_engine(self, options: str = "", **arguments: Any) -> Engine:
+    def server_engine(self, options: Mapping[str, str], **arguments: Any) -> Engine:
         """An engine for the server, with a connection per piece of work.
 
         Args:
-            options: PostgreSQL's own, such as `-c statement_timeout=30s`.
+            options: PostgreSQL's own settings of the session, such as `statement_timeout`.
             arguments: The driver's.
 
         Raises:
             MissingExtraError: If the driver is not installed.
         """
-        arguments = {"options": f"-c timezone=UTC {options}"} | arguments
+        settings = {"timezone": "UTC", **options}
+        arguments["options"] = " ".join(f"-c {name}={value}" for name, value in settings.items())
         try:
             return create_engine(self.url, poolclass=NullPool, connect_args=arguments)
         except ModuleNotFoundError as error:

@@ -173,7 +173,7 @@ def _server(database: Database) -> Engine:
         "tcp_keepalives_count": "3",
     }
     return database.server_engine(
-        " ".join(f"-c {name}={value}" for name, value in options.items()),
+        options,
         connect_timeout=10,
         tcp_user_timeout=15_000,
         keepalives_idle=5,
