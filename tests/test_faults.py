@@ -82,6 +82,18 @@ def test_a_child_whose_worker_was_killed(embedded: Service, inputs: Inputs, clea
     require_clean(embedded, clean([request]))
 
 
+def test_a_child_that_is_done_when_its_worker_is_killed(embedded: Service, inputs: Inputs) -> None:
+    """Nobody takes what it has to tell; the device that it holds is for the next one."""
+    worker = embedded.worker()
+    job = embedded.measuring(queue(embedded, inputs.patterns()))
+    child = psutil.Process(job.pid)
+    pause_between_writes(embedded, worker)
+    child.resume()
+    embedded.when(job.id, lambda job: job.state == "succeeded")
+    worker.kill()
+    child.wait(15)
+
+
 def test_a_worker_killed_while_it_publishes_to_a_server(
     on_servers: Service, inputs: Inputs, clean: Clean
 ) -> None:

@@ -10,6 +10,7 @@ import os
 import platform
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from ingest.service.memory import GIB
 
 _BEAT = 5.0
 """Seconds between beats of a worker."""
+_TICK = 0.5
+"""Seconds between looks of a child that is done at its parent."""
 _AFTER_HARD_LIMIT = 60.0
 """Seconds that a child has to end itself, before its parent does."""
 _IDS = 1 << 31
@@ -128,7 +131,21 @@ def _register(app: Celery, here: Here, store: JobStore) -> None:
     @app.task(base=JobTask, name=TASK)  # type: ignore[untyped-decorator]
     def run_job(job_id: int) -> None:
         # In the child, which has no part in its parent's database work.
-        execute.run(here, job_id)
+        parent = os.getppid()
+        try:
+            execute.run(here, job_id)
+        finally:
+            threading.Thread(target=_end_with, args=(parent,), name="end", daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when that one has, with nobody there to hear that the job is done.
+
+    The pool would wait half a minute for that, with all of the device's memory.
+    """
+    while os.getppid() == parent:
+        time.sleep(_TICK)
+    os._exit(0)
 
 
 def _strategy(task: Task, app: Celery, consumer: Any) -> Callable[..., None]:
