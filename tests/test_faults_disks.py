@@ -53,8 +53,8 @@ def _require_to_wait_for_room(
     service.scheduler()
     worker = service.worker()
     service.finish([queue(service, requests[0])])
-    job = service.measuring(queue(service, requests[1]))
     before = workers.published(service.catalog)
+    job = service.measuring(queue(service, requests[1]))
     disk.fill()
     service.until(lambda: _SHORT.search(worker.log.read_text()), 120)
     assert workers.published(service.catalog) == before
