@@ -1,125 +1,35 @@
-"""Schedules: when they are due, what they ingest, and that nothing runs twice."""
+"""Schedules: what they ingest, and that nothing is ingested twice."""
 
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import hub_api
 import pytest
 import scheduling
 import tiny
 from hub_api import Repository
-from scheduling import (
-    HOURLY,
-    decisions,
-    finish,
-    jobs,
-    measured,
-    reasons,
-    spec,
-    submit,
-    tick,
-)
+from scheduling import HOURLY, decisions, finish, jobs, measured, reasons, spec, submit, tick
 from typer.testing import CliRunner, Result
 
-import catalog
 from catalog import Catalog
 from catalog.errors import LockedError, UsageError
 from catalog.jobs import JobStore, Schedules, Submitted, open_store, schedules
 from catalog.jobs.schedules import Decision, Kind
 from ingest.metrics import VERSIONS
 from ingest.request import IngestRequest
-from ingest.schedules import add, interval, preview, run_now, ticking
+from ingest.schedules import add, preview, ticking
 from ingest.schedules.watches import Watch
-from ingest.schedules.when import Timing
 from ui import queueing
 from ui.cli.main import app
 
 to, store, now = scheduling.to, scheduling.store, scheduling.now
-
-# --- when ---
-
-
-@pytest.mark.parametrize(
-    ("cron", "start", "expected"),
-    [
-        # 02:30 does not exist on 29 March 2026 in Berlin, and exists twice on 25 October.
-        ("30 2 * * *", "2026-03-28T12:00", ["03-29T01:00", "03-30T00:30"]),
-        ("30 2 * * *", "2026-10-24T12:00", ["10-25T00:30", "10-26T01:30"]),
-        ("30 2 * * *", "2026-10-25T01:15", ["10-26T01:30", "10-27T01:30"]),
-        ("0 3 * * *", "2026-03-28T12:00", ["03-29T01:00", "03-30T01:00"]),
-        ("0 3 * * *", "2026-10-24T12:00", ["10-25T02:00", "10-26T02:00"]),
-        ("0 * * * *", "2026-10-24T23:30", ["10-25T00:00", "10-25T01:00", "10-25T02:00"]),
-        ("*/30 * * * *", "2026-03-29T00:20", ["03-29T00:30", "03-29T01:00", "03-29T01:30"]),
-        ("0 9 * * MON", "2026-10-23T12:00", ["10-26T08:00", "11-02T08:00"]),
-    ],
-)
-def test_cron_follows_the_clock_on_the_wall(cron: str, start: str, expected: list[str]) -> None:
-    timing = Timing(cron=cron, timezone="Europe/Berlin")
-    moment = datetime.fromisoformat(start).replace(tzinfo=UTC)
-    for one in expected:
-        moment = timing.after(moment)
-        assert moment == datetime.fromisoformat(f"2026-{one}").replace(tzinfo=UTC)
-
-
-@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe"])
-def test_cron_is_always_later(zone: str) -> None:
-    """From every quarter of an hour around changes of the clock, a next time that is not past."""
-    daily = Timing(cron="45 1 * * *", timezone=zone)
-    for day in (datetime(2026, 3, 7), datetime(2026, 3, 28), datetime(2026, 4, 4)):  # noqa: DTZ001
-        for quarter in range(4 * 72):
-            moment = day.replace(tzinfo=UTC) + timedelta(minutes=15 * quarter)
-            after = daily.after(moment)
-            assert moment < after <= moment + timedelta(hours=26)
-            assert daily.after(after) - after >= timedelta(hours=22)
-    for quarter in range(4 * 72):
-        moment = datetime(2026, 10, 24, tzinfo=UTC) + timedelta(minutes=15 * quarter)
-        local = daily.after(moment).astimezone(ZoneInfo(zone))
-        assert daily.after(moment) > moment
-        assert (local.hour, local.minute) == (1, 45)
-
-
-def test_intervals() -> None:
-    assert interval("30m") == timedelta(minutes=30)
-    assert interval("2w") == timedelta(weeks=2)
-    timing = Timing(every=interval("6h"))
-    due = datetime(2026, 1, 1, tzinfo=UTC)
-    assert timing.after(due, due) == due + timedelta(hours=6)
-    assert timing.after(due + timedelta(hours=20), due) == due + timedelta(hours=24)
-    assert timing.after(due + timedelta(hours=6), due) == due + timedelta(hours=12)
-
-
-@pytest.mark.parametrize("text", ["", "6", "h", "0h", "-1h", "6 hours", "1.5h"])
-def test_bad_intervals(text: str) -> None:
-    with pytest.raises(UsageError, match="--every"):
-        interval(text)
-
-
-@pytest.mark.parametrize(
-    ("facts", "told"),
-    [
-        ({"cron": "61 * * * *"}, "bad minute"),
-        ({"cron": "0 0 30 2 *"}, "--cron"),
-        ({"cron": "@daily"}, "five fields"),
-        ({"cron": "0 0 0 * * *"}, "five fields"),
-        ({"cron": "0 3 * * *", "timezone": "Mars/Olympus"}, "Mars/Olympus"),
-        ({"cron": "0 3 * * *", "timezone": "../../etc/passwd"}, "--timezone"),
-        ({"cron": "0 3 * * *", "every": HOURLY}, "either"),
-        ({}, "either"),
-    ],
-)
-def test_bad_times(facts: dict[str, Any], told: str) -> None:
-    with pytest.raises(UsageError, match=told):
-        Timing(**facts)
-
 
 # --- what is ingested, once ---
 
@@ -258,179 +168,6 @@ def test_a_catalog_in_use_is_tried_again_soon(
     (ran,) = tick(store, to, now + timedelta(seconds=30))
     assert ran.result == "submitted 1, refused 0"
     assert kept.get("s").failures == 0
-
-
-# --- once, whoever runs it ---
-
-
-@pytest.mark.usefixtures("the_hub")
-def test_what_was_missed_runs_once(to: Catalog, store: JobStore, now: datetime) -> None:
-    add(store, spec("interval"), now)
-    add(store, spec("cron", every=None, cron="0 3 * * *"), now)
-    week = now + timedelta(days=7, minutes=7)
-    assert sorted(ran.name for ran in tick(store, to, week)) == ["cron", "interval"]
-    assert tick(store, to, week) == []
-    kept = Schedules(store)
-    assert kept.get("interval").next_run_at == now + timedelta(days=7, hours=1)
-    assert week < kept.get("cron").next_run_at <= week + timedelta(days=1)
-
-
-def test_ticks_at_once_run_it_once(the_hub: hub_api.Hub, empty_catalog: Catalog) -> None:
-    to, store = empty_catalog, open_store(empty_catalog.database)
-    now = store.now()
-    the_hub.repositories["lab/a"] = Repository()
-    the_hub.delay = 0.3
-    for name in "abc":
-        add(store, spec(name), now)
-    ran: list[str] = []
-    start = threading.Barrier(6)
-
-    def go() -> None:
-        start.wait()
-        ran.extend(one.name for one in tick(open_store(to.database), to, now))
-
-    threads = [threading.Thread(target=go) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(ran) == ["a", "b", "c"]
-    assert len(the_hub.asked) == 3
-
-
-CLAIM = """
-import sys
-from datetime import datetime
-import catalog
-from catalog.jobs import Schedules, open_store
-kept = Schedules(open_store(catalog.connect(sys.argv[1]).database))
-print("ready", flush=True)
-sys.stdin.readline()
-schedule = kept.claim_due(datetime.fromisoformat(sys.argv[2]))
-print(schedule and schedule.name)
-"""
-
-
-def test_processes_at_once_claim_it_once(empty_url: str) -> None:
-    store = open_store(catalog.connect(empty_url, create=True).database)
-    now = store.now()
-    add(store, spec("one"), now)
-    command = [sys.executable, "-c", CLAIM, empty_url, now.isoformat()]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    started = [subprocess.Popen(command, **pipes) for _ in range(4)]
-    for one in started:
-        assert one.stdout is not None
-        assert one.stdout.readline() == "ready\n"
-    for one in started:
-        assert one.stdin is not None
-        one.stdin.write("\n")
-        one.stdin.flush()
-    won = sorted(one.communicate()[0].strip() for one in started)
-    assert won == ["None", "None", "None", "one"]
-
-
-def test_a_dead_schedulers_claim_runs_out(
-    the_hub: hub_api.Hub, to: Catalog, store: JobStore, now: datetime
-) -> None:
-    """It had submitted one of two models, and written that down."""
-    the_hub.repositories |= {"lab/a": Repository(), "lab/b": Repository()}
-    add(store, spec(), now)
-
-    class Killed(BaseException):
-        """Nothing of ours handles it: as after kill -9, the claim stays."""
-
-    done = 0
-
-    def dying(to: Catalog, request: IngestRequest, by: str) -> list[Submitted]:
-        nonlocal done
-        done += 1
-        if done == 2:
-            raise Killed
-        return submit(to, request, by)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Schedules, "release", lambda *_: None)
-        with pytest.raises(Killed):
-            ticking.tick(store, to, now, dying)
-    assert tick(store, to, now + timedelta(minutes=4)) == []
-    with pytest.raises(UsageError, match="being run now"):
-        run_now(store, to, "s", now, submit)
-    (ran,) = tick(store, to, now + timedelta(minutes=6))
-    assert decisions(ran.decided) == {"lab/a": Decision.SUBMITTED}
-    assert sorted(jobs(store)) == [("lab/a", "a" * 40), ("lab/b", "a" * 40)]
-
-
-def test_an_interrupted_run_is_given_back(
-    the_hub: hub_api.Hub, to: Catalog, store: JobStore, now: datetime
-) -> None:
-    the_hub.repositories["lab/a"] = Repository()
-    add(store, spec(), now)
-
-    def interrupted(*_: object) -> list[Submitted]:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        ticking.tick(store, to, now, interrupted)
-    assert [ran.result for ran in tick(store, to, now)] == ["submitted 1, refused 0"]
-
-
-def test_removed_while_it_runs(
-    the_hub: hub_api.Hub, to: Catalog, store: JobStore, now: datetime
-) -> None:
-    the_hub.repositories |= {"lab/a": Repository(), "lab/b": Repository()}
-    add(store, spec(), now)
-
-    def removing(to: Catalog, request: IngestRequest, by: str) -> list[Submitted]:
-        Schedules(store).remove("s")
-        return submit(to, request, by)
-
-    (ran,) = ticking.tick(store, to, now, removing)
-    assert "removed" in ran.result
-    assert len(store.list()) == 1
-    assert Schedules(store).list() == []
-
-
-def test_paused_and_run_by_hand(
-    the_hub: hub_api.Hub, to: Catalog, store: JobStore, now: datetime
-) -> None:
-    the_hub.repositories["lab/a"] = Repository()
-    kept = Schedules(store)
-    add(store, spec(), now + HOURLY)
-    kept.pause("s")
-    assert tick(store, to, now + 5 * HOURLY) == []
-    assert schedules.listing(kept).rows()[0]["next_run"] is None
-    assert run_now(store, to, "s", now, submit).result == "submitted 1, refused 0"
-    assert kept.get("s").next_run_at == now + HOURLY
-    kept.pause("s", is_paused=False)
-    assert len(tick(store, to, now + 5 * HOURLY)) == 1
-
-
-def test_who_added_it_is_kept(to: Catalog, store: JobStore, duckdb_url: str) -> None:
-    wish = queueing.Wish(name="page", kind=Kind.STALE, every="1d")
-    queueing.add_schedule(to, wish, by="ada@lab.org")
-    assert heads(duckdb_url, "add", "shell", "--stale", "--every", "1d").exit_code == 0
-    add(store, spec("old"), store.now())
-    with store.database.connect(writable=True) as connection, connection.begin():
-        connection.exec_driver_sql("UPDATE schedule SET added_by = NULL WHERE name = 'old'")
-    listed = json.loads(heads(duckdb_url, "list", "-f", "json").stdout)
-    assert {row["schedule"]: row["by"] for row in listed} == {
-        "old": None,
-        "page": "ada@lab.org",
-        "shell": "user",
-    }
-    assert "added by ada@lab.org at" in heads(duckdb_url, "show", "page").stderr
-    assert "added by" not in heads(duckdb_url, "show", "old").stderr
-
-
-def test_names(store: JobStore, now: datetime) -> None:
-    add(store, spec("s"), now)
-    with pytest.raises(UsageError, match="a schedule 's' already"):
-        add(store, spec("s"), now)
-    for ask in (Schedules(store).get, Schedules(store).remove, Schedules(store).pause):
-        with pytest.raises(UsageError, match="no schedule 'none'"):
-            ask("none")
-    with pytest.raises(UsageError, match="no suite 'heights'"):
-        add(store, spec("t", request={"suites": ["heights"]}), now)
 
 
 # --- versions of metrics ---
@@ -602,3 +339,31 @@ def test_the_command_line(tmp_path: Path, duckdb_url: str) -> None:
         assert told in str(refused)
     assert heads(duckdb_url, "remove", "a").exit_code == 0
     assert isinstance(heads(duckdb_url, "show", "a").exception, UsageError)
+
+
+def test_who_added_it_is_kept(to: Catalog, store: JobStore, duckdb_url: str) -> None:
+    wish = queueing.Wish(name="page", kind=Kind.STALE, every="1d")
+    queueing.add_schedule(to, wish, by="ada@lab.org")
+    assert heads(duckdb_url, "add", "shell", "--stale", "--every", "1d").exit_code == 0
+    add(store, spec("old"), store.now())
+    with store.database.connect(writable=True) as connection, connection.begin():
+        connection.exec_driver_sql("UPDATE schedule SET added_by = NULL WHERE name = 'old'")
+    listed = json.loads(heads(duckdb_url, "list", "-f", "json").stdout)
+    assert {row["schedule"]: row["by"] for row in listed} == {
+        "old": None,
+        "page": "ada@lab.org",
+        "shell": "user",
+    }
+    assert "added by ada@lab.org at" in heads(duckdb_url, "show", "page").stderr
+    assert "added by" not in heads(duckdb_url, "show", "old").stderr
+
+
+def test_names(store: JobStore, now: datetime) -> None:
+    add(store, spec("s"), now)
+    with pytest.raises(UsageError, match="a schedule 's' already"):
+        add(store, spec("s"), now)
+    for ask in (Schedules(store).get, Schedules(store).remove, Schedules(store).pause):
+        with pytest.raises(UsageError, match="no schedule 'none'"):
+            ask("none")
+    with pytest.raises(UsageError, match="no suite 'heights'"):
+        add(store, spec("t", request={"suites": ["heights"]}), now)
