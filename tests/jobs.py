@@ -6,10 +6,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from catalog import Catalog
 from catalog.database import Database
-from catalog.jobs import Job, JobSpec, JobStore, open_store
+from catalog.jobs import Job, JobSpec, JobStore, State, open_store
 
 LEASE = 60.0
 
@@ -47,6 +48,13 @@ def rested(store: JobStore, job_id: int) -> None:
     """Let a job's rest be over."""
     with store._writing() as session:
         session.get_one(Job, job_id).not_before = store.now()
+
+
+def waited(store: JobStore, seconds: float) -> None:
+    """Let all jobs be queued for that long."""
+    with store._writing() as session:
+        for job in session.scalars(select(Job).where(Job.state == State.QUEUED)):
+            job.queued_at -= timedelta(seconds=seconds)
 
 
 def later(store: JobStore, seconds: float = LEASE + 1) -> datetime:

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import jobs
 import pytest
-from jobs import LEASE, claimed, happened, later, rested, spec, submitted
+from jobs import LEASE, claimed, happened, later, rested, spec, submitted, waited
 
 from catalog import Catalog
 from catalog.errors import UsageError
@@ -37,6 +37,14 @@ class TestLife:
         assert again.created_at <= held.started_at <= again.finished_at
         assert happened(store, job.id) == ["queued", "claimed", "succeeded"]
         assert store.log(job.id)[0].detail == "by schedule 3"
+
+    def test_what_is_to_be_shown_takes_the_place_of_progress(self, store: JobStore) -> None:
+        job = submitted(store)
+        token = claimed(store, job.id)
+        store.beat(job.id, token, LEASE, JobProgress(stage="layers", done=2, total=40))
+        store.succeed(job.id, token, [], note="no tokenizer")
+        seen = store.get(job.id)
+        assert (seen.stage, seen.done, seen.total) == ("no tokenizer", 0, None)
 
     def test_progress_tells_when_the_stage_will_end(self, store: JobStore) -> None:
         job = submitted(store)
@@ -244,10 +252,11 @@ class TestReaper:
     def test_queued_jobs_whose_message_may_be_lost_are_told_of(self, store: JobStore) -> None:
         one, two = submitted(store, "a"), submitted(store, "b")
         assert [job.id for job in store.to_nudge(0)] == [one.id, two.id]
-        assert store.to_nudge(30) == []
-        time.sleep(0.3)
+        assert store.to_nudge(1800) == []
+        waited(store, 3600)
+        assert [job.id for job in store.to_nudge(1800)] == [one.id, two.id]
         store.nudged([one.id])
-        assert [job.id for job in store.to_nudge(0.2)] == [two.id]
+        assert [job.id for job in store.to_nudge(1800)] == [two.id]
         store.release(one.id, claimed(store, one.id), "SIGTERM")
         assert store.get(one.id).nudged_at is None
         claimed(store, two.id)
@@ -340,11 +349,11 @@ class TestWorkers:
         assert store.workers() == []
 
     def test_there_is_one_leader(self, store: JobStore) -> None:
-        assert store.lead("scheduler", "a", 0.3)
-        assert not store.lead("scheduler", "b", 0.3)
-        assert store.lead("scheduler", "a", 0.3)
-        assert store.lead("another", "b", 0.3)
-        time.sleep(0.4)
+        assert store.lead("scheduler", "a", 1.5)
+        assert not store.lead("scheduler", "b", 1.5)
+        assert store.lead("scheduler", "a", 1.5)
+        assert store.lead("another", "b", 1.5)
+        time.sleep(1.6)
         assert store.lead("scheduler", "b", 60)
         assert not store.lead("scheduler", "a", 60)
         store.resign("scheduler", "a")

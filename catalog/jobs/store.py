@@ -237,13 +237,22 @@ class JobStore(Presence):
                 job.stage, job.done, job.total = progress.stage, progress.done, progress.total
             return Beat(job.cancel_requested)
 
-    def succeed(self, job_id: int, token: str, run_ids: Iterable[int]) -> Job:
+    def succeed(
+        self, job_id: int, token: str, run_ids: Iterable[int], note: str | None = None
+    ) -> Job:
         """The holder has measured it all.
+
+        Args:
+            job_id: Of the job.
+            token: Of the lease.
+            run_ids: What the catalog has from it.
+            note: What the job has to show instead of its last progress.
 
         Raises:
             LeaseLost: If the job is no longer the holder's.
         """
-        return self._end(job_id, token, State.SUCCEEDED, run_ids=list(run_ids))
+        shown = {"stage": note, "done": 0, "total": None} if note else {}
+        return self._end(job_id, token, State.SUCCEEDED, run_ids=list(run_ids), **shown)
 
     def fail(self, job_id: int, token: str, error: str) -> Job:
         """The holder could not; trying again as it is would not help.

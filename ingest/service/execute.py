@@ -348,12 +348,9 @@ class _Attempt:
             self._settle(lambda: self._succeed(outcomes))
 
     def _succeed(self, outcomes: "Done") -> Job:
-        if not outcomes:
-            # Why there is nothing is what the job has to show.
-            why = JobProgress(stage=self._noted or "nothing to measure")
-            self._store.beat(self._job.id, self._token, self._here.lease, why)
         runs = sorted({run for outcome in outcomes for run in outcome.run_ids})
-        return self._store.succeed(self._job.id, self._token, runs)
+        why = None if outcomes else self._noted or "nothing to measure"
+        return self._store.succeed(self._job.id, self._token, runs, why)
 
     def _closing(self, stop: Stopped) -> Callable[[], Job]:
         job, token, store = self._job, self._token, self._store
